@@ -1,0 +1,1 @@
+"""prunekit makes causal language models smaller and tells honestly what that costs."""

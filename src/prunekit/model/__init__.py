@@ -1,0 +1,1 @@
+"""The model as files and as modules: checkpoint, family, config surgery, walk."""

@@ -1,0 +1,1 @@
+"""One chooser a file: from scores to the layers that go."""

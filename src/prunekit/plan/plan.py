@@ -1,0 +1,180 @@
+"""A plan: the edits to make and the model they were made for, as YAML that a person can change."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunekit.errors import InputError
+from prunekit.plan.scores import Base
+
+HEADER = (
+    "# A prunekit plan. Layers are counted from 0 in the base model; 5:9 stands for the layers\n"
+    "# 5 to 8. Apply it with: prunekit cut MODEL THIS_FILE -o OUT\n"
+)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Remove whole layers, by their numbers in the base model."""
+
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ordered list of edits and, if known, the model they were made for.
+
+    `made_by` records criterion, chooser and options; `text` the calibration text's record.
+    """
+
+    edits: tuple[Drop, ...]
+    base: Base | None = None
+    made_by: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] | None = None
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """All layers that go, ascending."""
+        return tuple(sorted(layer for edit in self.edits for layer in edit.layers))
+
+    def kept(self, layers: int) -> list[int]:
+        """The layers of the base model that stay, ascending.
+
+        Raises InputError if the plan does not fit a model of that many layers.
+        """
+        dropped = self.dropped
+        twice = {layer for layer in dropped if dropped.count(layer) > 1}
+        if twice:
+            raise InputError(f"the plan drops layer {min(twice)} twice")
+        wrong = [layer for layer in dropped if not 0 <= layer < layers]
+        if wrong:
+            raise InputError(
+                f"the plan drops layer {wrong[0]}; the model has layers 0 to {layers - 1}"
+            )
+        if len(dropped) >= layers:
+            raise InputError(f"the plan drops all {layers} layers; at least one must stay")
+        return [layer for layer in range(layers) if layer not in dropped]
+
+    def check(self, base: Base) -> list[int]:
+        """The layers that stay, if this plan was made for `base` (or for no model in particular).
+
+        Raises InputError if it was made for another model.
+        """
+        if self.base is not None and self.base.digest != base.digest:
+            raise InputError(
+                f"the plan was made for {self.base.name!r} ({self.base.model_type}, "
+                f"{self.base.layers} layers, digest {self.base.digest[:12]}), not for {base.name!r} "
+                f"({base.model_type}, {base.layers} layers, digest {base.digest[:12]}); "
+                "to apply it all the same, delete its `base`"
+            )
+        return self.kept(base.layers)
+
+    def write(self, file: Path) -> None:
+        file.write_text(self.to_yaml(), encoding="utf-8")
+
+    def to_yaml(self) -> str:
+        record = {
+            "base": asdict(self.base) if self.base else None,
+            "edits": [{"drop": blocks(edit.layers)} for edit in self.edits],
+            "made_by": self.made_by or None,
+            "text": self.text,
+        }
+        present = {key: value for key, value in record.items() if value is not None}
+        return HEADER + yaml.safe_dump(present, sort_keys=False, default_flow_style=None, width=100)
+
+
+def blocks(layers: Sequence[int]) -> list[int | str]:
+    """Layers with runs written as half-open blocks: [3, "5:9"]."""
+    written: list[int | str] = []
+    for start, end in runs(layers):
+        written.append(start if end == start + 1 else f"{start}:{end}")
+    return written
+
+
+def runs(layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Half-open blocks of consecutive layers, ascending."""
+    found: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if found and found[-1][1] == layer:
+            found[-1] = (found[-1][0], layer + 1)
+        else:
+            found.append((layer, layer + 1))
+    return found
+
+
+def read_plan(file: Path, layers: int | None = None) -> Plan:
+    """A plan from its YAML file, or from mergekit's passthrough YAML.
+
+    `layers` is how many the model has: mergekit's file tells only what stays. Raises InputError,
+    naming the key, if the file is neither.
+    """
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read plan {str(file)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: not a plan: a mapping with `edits` is expected")
+    if "slices" in record:
+        from prunekit.plan.mergekit import from_mergekit
+
+        return from_mergekit(record, file, layers)
+    unknown = record.keys() - {"base", "edits", "made_by", "text"}
+    if unknown:
+        raise InputError(
+            f"{file}: unknown key {sorted(map(str, unknown))[0]!r}; "
+            "a plan has base, edits, made_by, text"
+        )
+    edits = record.get("edits")
+    if not isinstance(edits, list):
+        raise InputError(f"{file}: `edits` must be a list such as [{{drop: [5, 6]}}]")
+    return Plan(
+        tuple(_edit(edit, f"{file}: edits[{number}]") for number, edit in enumerate(edits)),
+        _base(record.get("base"), file),
+        _mapping(record.get("made_by"), "made_by", file) or {},
+        _mapping(record.get("text"), "text", file),
+    )
+
+
+def _edit(edit: Any, where: str) -> Drop:
+    if not isinstance(edit, dict) or len(edit) != 1:
+        raise InputError(f"{where}: one edit such as `drop: [5, 6]` is expected")
+    ((kind, value),) = edit.items()
+    if kind != "drop":
+        raise InputError(f"{where}: no edit called {kind!r}; there are: drop")
+    return Drop(parse_layers(value, f"{where}.drop"))
+
+
+def parse_layers(value: Any, where: str) -> tuple[int, ...]:
+    """Layer numbers from 5, "5:9" (half-open) or a list of those. Raises InputError."""
+    layers: list[int] = []
+    for entry in value if isinstance(value, list) else [value]:
+        if type(entry) is int:
+            layers.append(entry)
+            continue
+        start, colon, end = entry.partition(":") if isinstance(entry, str) else ("", "", "")
+        if not (colon and start.isdecimal() and end.isdecimal() and int(start) < int(end) < 10**6):
+            raise InputError(f"{where}: {entry!r} is neither a layer (5) nor a block (5:9)")
+        layers.extend(range(int(start), int(end)))
+    return tuple(layers)
+
+
+def _base(record: Any, file: Path) -> Base | None:
+    if record is None:
+        return None
+    try:
+        return Base(**record)
+    except TypeError:
+        raise InputError(
+            f"{file}: `base` must have name, model_type, layers and digest, or be left out"
+        ) from None
+
+
+def _mapping(value: Any, key: str, file: Path) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{file}: `{key}` must be a mapping")
+    return value

@@ -1,0 +1,109 @@
+"""Scores: what a criterion says about every block of layers; low = safe to remove."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that scores or a plan were made for."""
+
+    name: str
+    model_type: str
+    layers: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number for every block [start, start + length) of layers; low = safe to remove.
+
+    `blocks[length][start]`; length 1 is always there, longer blocks where the criterion gives them.
+    `text`, `context` and `seconds` say on what and how the numbers were measured.
+    """
+
+    criterion: str
+    options: dict[str, Any]
+    base: Base
+    blocks: dict[int, list[float]]
+    text: dict[str, Any] | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for length, row in self.blocks.items():
+            expected = self.base.layers - length + 1
+            if len(row) != expected:
+                raise InputError(
+                    f"scores of blocks of {length}: {len(row)} values, {expected} expected "
+                    f"for {self.base.layers} layers"
+                )
+            for start, value in enumerate(row):
+                if not math.isfinite(value):
+                    raise InputError(
+                        f"the score of block [{start}, {start + length}) is {value}; "
+                        "scores must be finite numbers"
+                    )
+        if 1 not in self.blocks:
+            raise InputError("scores without blocks of length 1")
+
+    @property
+    def layers(self) -> list[float]:
+        """The score of each single layer."""
+        return self.blocks[1]
+
+    def block(self, length: int) -> list[float]:
+        """The score of each block of `length`: its own if the criterion gives one, else the sum of
+        its layers' scores."""
+        if length in self.blocks:
+            return self.blocks[length]
+        starts = range(self.base.layers - length + 1)
+        return [sum(self.layers[start : start + length]) for start in starts]
+
+    def write(self, file: Path) -> None:
+        record = {"prunekit_scores": FORMAT, **asdict(self)}
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read_scores(file: Path) -> Scores:
+    """Scores from their JSON file. Raises InputError if it is not one."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read scores {str(file)!r}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    if not isinstance(record, dict) or record.pop("prunekit_scores", None) != FORMAT:
+        raise InputError(f"{file}: not a scores file that this version reads (written by `score`)")
+    try:
+        base = Base(**record.pop("base"))
+        blocks = {
+            int(length): [float(value) for value in row]
+            for length, row in record.pop("blocks").items()
+        }
+        return Scores(base=base, blocks=blocks, **record)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: broken scores file: {error}") from None
+
+
+def to_csv(scores: Scores) -> str:
+    """The scores of every block length as CSV: block_start, block_end, average_distance.
+
+    PruneMe's columns (blocks half-open: block_end is the first layer kept), with its columns for
+    one length repeated for all of them, shortest first.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["block_start", "block_end", "average_distance"])
+    for length in sorted(scores.blocks):
+        for start, value in enumerate(scores.blocks[length]):
+            writer.writerow([start, start + length, repr(value)])
+    return stream.getvalue()

@@ -1,0 +1,72 @@
+"""Applies a plan to a checkpoint: a new checkpoint that plain transformers opens."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prunekit.model.checkpoint import STORY, Checkpoint
+from prunekit.model.config import keep_layers, read
+from prunekit.model.family import Family
+from prunekit.model.structure import compare
+from prunekit.plan.plan import Plan
+from prunekit.plan.scores import Base
+from prunekit.surgery.check import check_drop
+from prunekit.surgery.drop import drop
+from prunekit.surgery.write import Part, refuse_existing, whole_folder, write_shards
+
+
+def base_of(checkpoint: Checkpoint, family: Family) -> Base:
+    """What scores and plans remember of the model they were made for."""
+    return Base(checkpoint.name, checkpoint.model_type, family.depth, checkpoint.digest)
+
+
+def apply(plan: Plan, checkpoint: Checkpoint, out: Path, *, check: bool = True) -> Checkpoint:
+    """Write `checkpoint` with the plan's edits made to the new folder `out` and open it.
+
+    With `check`, the result is loaded and run by transformers before it takes its name, and must
+    give the logits of the base model with the dropped layers skipped. The folder appears whole or
+    not at all. Raises InputError if the plan does not fit, or the model type can't express it.
+    """
+    refuse_existing(out)
+    family = Family.of(checkpoint.config)
+    keep = plan.check(base_of(checkpoint, family))
+    config_json = keep_layers(checkpoint.config, checkpoint.config_json, keep, family.depth)
+    made = Family.of(read(checkpoint.config, config_json))
+    packed = compare(family, made, keep)
+    parts = drop(checkpoint, family, keep, packed)
+    with whole_folder(out) as folder:
+        _write(folder, checkpoint, config_json, parts)
+        _write_json(folder / STORY, _story(checkpoint, plan))
+        if check:
+            check_drop(checkpoint, family, plan.dropped, Checkpoint.open(folder))
+    return Checkpoint.open(out)
+
+
+def _write(
+    folder: Path, checkpoint: Checkpoint, config_json: dict[str, Any], parts: list[Part]
+) -> None:
+    shards: dict[Path, list[Part]] = {}
+    for part in parts:
+        shards.setdefault(part.source.file, []).append(part)
+    write_shards(folder, list(shards.values()))
+    _write_json(folder / "config.json", config_json)
+    for file in checkpoint.beside:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _story(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """The checkpoint's lineage: what it was made from, and by which edits."""
+    return {
+        "prunekit": importlib.metadata.version("prunekit"),
+        "base": {"name": checkpoint.name, "digest": checkpoint.digest},
+        "dropped": list(plan.dropped),
+        "made_by": plan.made_by,
+        "calibration_text": plan.text,
+        "before": checkpoint.story or None,
+    }
+
+
+def _write_json(file: Path, record: dict[str, Any]) -> None:
+    file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Drops whole layers: renames the tensors of those that stay and lets the others go.
+
+Works on the names on disk, which may differ from those in memory (fused experts, prefixes), so the
+kept weights are the same bytes.
+"""
+
+import re
+from collections.abc import Sequence
+
+from prunekit.errors import InputError
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.family import Family
+from prunekit.model.structure import Packed
+from prunekit.model.tensors import Tensor
+from prunekit.surgery.write import Part
+
+
+def drop(
+    checkpoint: Checkpoint, family: Family, keep: Sequence[int], packed: Sequence[Packed]
+) -> list[Part]:
+    """The tensors of a model of the layers `keep`, in the input's order.
+
+    Tensors numbered beyond the last layer (multi-token prediction blocks) stay, renumbered.
+    Raises InputError if the layers can't be told among the names on disk.
+    """
+    prefix = disk_prefix(checkpoint, family)
+    new = {old: position for position, old in enumerate(keep)}
+    name_of = re.compile(re.escape(prefix) + r"(\d+)(\..+)")
+    parts = []
+    for tensor in checkpoint.tensors.values():
+        match = name_of.fullmatch(tensor.name)
+        if match is None:
+            parts.append(_outside(tensor, family, keep, packed))
+            continue
+        index = int(match[1])
+        beyond = len(keep) + index - family.depth if index >= family.depth else None
+        position = new.get(index, beyond)
+        if position is not None:
+            name = f"{prefix}{position}{match[2]}"
+            parts.append(Part(name, tensor.dtype, tensor.shape, tensor))
+    return parts
+
+
+def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
+    """What stands before a layer's number in the names on disk, for example `model.layers.`.
+
+    Raises InputError if no prefix, or more than one, numbers all the layers.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in checkpoint.tensors:
+        for match in re.finditer(r"(?<=\.)(\d+)(?=\.)|^(\d+)(?=\.)", name):
+            numbers.setdefault(name[: match.start()], set()).add(int(match[0]))
+    wanted = set(range(family.depth))
+    whole = [prefix for prefix, found in numbers.items() if wanted <= found]
+    last = family.path.rpartition(".")[2]
+    fitting = [p for p in whole if f"{family.path}.".endswith(p) or p.endswith(f".{last}.")] or whole
+    if len(fitting) > 1:
+        same = [p for p in fitting if p == f"{family.path}."]
+        fitting = same or fitting
+    if len(fitting) != 1:
+        raise InputError(
+            f"{checkpoint.name}: can't tell the {family.depth} layers among the tensors on disk "
+            f"({', '.join(fitting) or 'no name numbers them all'})"
+        )
+    return fitting[0]
+
+
+def _outside(
+    tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequence[Packed]
+) -> Part:
+    for entry in packed:
+        # On disk the name may have another prefix; what follows it is the same.
+        if entry.name == tensor.name or entry.name.endswith(f".{tensor.name}") or (
+            tensor.name.endswith(f".{entry.name.partition('.')[2]}")
+        ):
+            return _sliced(tensor, entry, keep)
+    return Part(tensor.name, tensor.dtype, tensor.shape, tensor)
+
+
+def _sliced(tensor: Tensor, packed: Packed, keep: Sequence[int]) -> Part:
+    """A tensor that packs something for each layer, with the kept layers' parts only."""
+    outer = 1
+    for size in tensor.shape[: packed.axis]:
+        outer *= size
+    row = tensor.bytes // outer
+    step = row * packed.size // tensor.shape[packed.axis]
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        raw = stream.read(tensor.bytes)
+    content = b"".join(
+        raw[start * row + index * step : start * row + (index + 1) * step]
+        for start in range(outer)
+        for index in keep
+    )
+    shape = list(tensor.shape)
+    shape[packed.axis] = packed.size * len(keep)
+    return Part(tensor.name, tensor.dtype, tuple(shape), tensor, content)
