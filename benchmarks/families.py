@@ -26,7 +26,6 @@ from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import load
-from prunekit.model.walk import walk
 from prunekit.plan.plan import Drop, Plan
 from prunekit.surgery.apply import apply
 from prunekit.surgery.check import Logits, probe
@@ -86,18 +85,18 @@ def try_type(kind: str) -> Result:
 
 def same_walk(checkpoint: Checkpoint) -> None:
     """The walk's logits are transformers' own."""
-    model = load(checkpoint)
+    loaded = load(checkpoint)
     tokens = probe(checkpoint)
     with torch.no_grad():
-        expected = model(input_ids=tokens, use_cache=False).logits
+        expected = loaded.model(input_ids=tokens, use_cache=False).logits
     found = Logits()
-    walk(model, Family.of(checkpoint.config).layers(model), [tokens], found)
+    loaded.walk([tokens], found)
     assert torch.equal(expected, found.logits[0]), "the walk's logits differ from the forward's"
 
 
 def same_generation(made: Checkpoint) -> None:
     """Greedy generation is the same with a cache and without."""
-    model = load(made)
+    model = load(made).model
     tokens = probe(made)[:, :24]
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     mask = torch.ones_like(tokens)

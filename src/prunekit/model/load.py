@@ -1,16 +1,51 @@
 """Loads a whole checkpoint into memory with transformers."""
 
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.family import Family
+from prunekit.model.walk import Observer, walk
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
-    """The model in evaluation mode; `dtype` is `auto` (as stored) or a torch name.
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, in evaluation mode, with its checkpoint and family."""
+
+    checkpoint: Checkpoint
+    family: Family
+    model: PreTrainedModel
+
+    def walk(
+        self, batches: Iterable[Tensor], *observers: Observer, skip: Iterable[int] = ()
+    ) -> None:
+        """Run the model layer by layer over token ids; see `walk`."""
+        walk(self.model, self.family.layers(self.model), batches, *observers, skip=skip)
+
+    def context(self) -> dict[str, Any]:
+        """What belongs beside every number measured with this model; fit for JSON."""
+        device = self.model.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        return {
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": f"{device.type} ({name})",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+    """Load a model; `dtype` is `auto` (as stored) or a torch name.
 
     Raises InputError if weights are missing or misshapen: transformers alone would fill them with
     random numbers and go on.
@@ -30,7 +65,7 @@ def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") ->
             raise InputError(
                 f"{checkpoint.name}: the weights do not fit the config ({what}: {names})"
             )
-    return model.eval().to(_device(device))
+    return Loaded(checkpoint, Family.of(checkpoint.config), model.eval().to(_device(device)))
 
 
 def _device(name: str) -> torch.device:

@@ -96,24 +96,25 @@ class _Forward:
         self.output: Any = None
 
     def step(self, index: int, layer: nn.Module, skip: bool) -> tuple[Tensor, Tensor]:
-        """Let the forward go on to layer `index` and run it; the states entering and leaving.
-
-        A layer that is passed over runs all the same: what else it returns is part of its form.
-        """
+        """Let the forward go on to layer `index` and run it; the states entering and leaving."""
         if index:
             self.call = self.greenlet.switch(self.output)
         if self.greenlet.dead or self.call[0] != index:
             raise InputError("this model type does not run its layers once each, in order")
         _, args, kwargs = self.call
         entering = args[0] if args else kwargs["hidden_states"]
-        version = entering._version
-        output = layer(*args, **kwargs)
-        assert entering._version == version, "the layer writes into its entering state"
-        leaving = output if isinstance(output, Tensor) else output[0]
-        if skip:
-            leaving = entering
-            output = entering if isinstance(output, Tensor) else (entering, *output[1:])
-        self.output = output
+        if skip and isinstance(self.output, Tensor):
+            self.output = leaving = entering
+        else:
+            # What layers return beside the state is part of their form: until a layer has shown
+            # that there is nothing else, one that is passed over runs all the same.
+            version = entering._version
+            self.output = layer(*args, **kwargs)
+            assert entering._version == version, "the layer writes into its entering state"
+            if skip:
+                plain = isinstance(self.output, Tensor)
+                self.output = entering if plain else (entering, *self.output[1:])
+            leaving = self.output if isinstance(self.output, Tensor) else self.output[0]
         shape = self.tokens.shape
         return _as_states(entering, shape), _as_states(leaving, shape)
 

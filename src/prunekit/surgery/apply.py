@@ -40,8 +40,16 @@ def apply(plan: Plan, checkpoint: Checkpoint, out: Path, *, check: bool = True) 
         _write(folder, checkpoint, config_json, parts)
         _write_json(folder / STORY, _story(checkpoint, plan))
         if check:
-            check_drop(checkpoint, family, plan.dropped, Checkpoint.open(folder))
+            check_drop(checkpoint, plan.dropped, Checkpoint.open(folder))
     return Checkpoint.open(out)
+
+
+def tell(checkpoint: Checkpoint, measures: dict[str, Any]) -> None:
+    """Add measures to the story of a checkpoint of ours."""
+    file = checkpoint.folder / STORY
+    scratch = file.with_suffix(".partial")
+    _write_json(scratch, {**checkpoint.story, "measures": measures})
+    scratch.replace(file)
 
 
 def _write(

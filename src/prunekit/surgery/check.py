@@ -7,9 +7,8 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.family import Family
 from prunekit.model.load import load
-from prunekit.model.walk import Observer, walk
+from prunekit.model.walk import Observer
 
 TOKENS = 48
 
@@ -26,16 +25,14 @@ class Logits(Observer):
         self.logits.append(logits)
 
 
-def check_drop(base: Checkpoint, family: Family, dropped: Collection[int], made: Checkpoint) -> None:
+def check_drop(base: Checkpoint, dropped: Collection[int], made: Checkpoint) -> None:
     """Raises InputError unless `made`, opened and run by transformers, gives the logits of `base`
     with the layers `dropped` passed over."""
     tokens = probe(base)
-    model = load(base)
     logits = Logits()
-    walk(model, family.layers(model), [tokens], logits, skip=dropped)
-    del model
+    load(base).walk([tokens], logits, skip=dropped)
     with torch.no_grad():
-        found = load(made)(input_ids=tokens).logits
+        found = load(made).model(input_ids=tokens).logits
     expected = logits.logits[0]
     if not torch.equal(expected, found):
         worst = (expected.float() - found.float()).abs().max().item()

@@ -1,0 +1,1 @@
+"""Measures: one number or table about a checkpoint, with everything needed to repeat it."""

@@ -1,0 +1,25 @@
+"""Cut: a plan made into a checkpoint."""
+
+from pathlib import Path
+
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.family import Family
+from prunekit.plan.plan import Plan, read_plan
+from prunekit.surgery.apply import apply
+from prunekit.surgery.write import refuse_existing
+
+
+def cut(
+    model: str | Path | Checkpoint, plan: str | Path | Plan, out: str | Path, *, check: bool = True
+) -> Checkpoint:
+    """Write `model` without the layers that `plan` drops to the new folder `out`.
+
+    `plan` may be a Plan, its YAML file or mergekit's passthrough YAML. With `check`, the result is
+    opened and run by plain transformers, against the base model with those layers skipped, before
+    it takes its name. Raises InputError for anything a user can mend.
+    """
+    refuse_existing(Path(out))
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    if not isinstance(plan, Plan):
+        plan = read_plan(Path(plan), Family.of(checkpoint.config).depth)
+    return apply(plan, checkpoint, Path(out), check=check)

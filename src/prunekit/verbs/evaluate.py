@@ -1,0 +1,106 @@
+"""Evaluate: measures of one or more checkpoints on the same text, in the order given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import InputError
+from prunekit.evaluate.latency import Decode, decode_speed
+from prunekit.evaluate.perplexity import Perplexity, perplexity
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.load import Loaded
+from prunekit.plugins import nearest
+from prunekit.text.packing import Text
+from prunekit.verbs.score import batch_size, open_model, pack_for
+from prunekit.verbs.watch import Watch, unwatched
+
+MEASURES = ("perplexity", "latency")
+TEST = "stdlib/test"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured of one model; a measure that was not asked for is None."""
+
+    model: str
+    digest: str
+    layers: int
+    parameters: int
+    bytes: int
+    perplexity: Perplexity | None = None
+    latency: Decode | None = None
+
+
+def evaluate(
+    models: Sequence[str | Path | Loaded],
+    *,
+    measure: Sequence[str] = ("perplexity",),
+    text: str = TEST,
+    samples: int | None = None,
+    length: int | None = None,
+    batch: int | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    watch: Watch = unwatched,
+) -> list[Results]:
+    """Measure every model; `samples` counts from the text's start, all if None.
+
+    Raises InputError if a model was calibrated on this text, or for anything else a user can mend.
+    """
+    for name in measure:
+        if name not in MEASURES:
+            raise InputError(f"no measure called {name!r}{nearest(name, list(MEASURES))}")
+    opened = [open_model(model, dtype, device) for model in models]
+    measured = []
+    for loaded in opened:
+        lost = None
+        if "perplexity" in measure:
+            packed = pack_for(loaded, text, samples=samples, length=length, seed=None)
+            lost = measure_perplexity(loaded, packed, batch, watch)
+        measured.append(lost)
+    speeds: Sequence[Decode | None] = [None] * len(opened)
+    if "latency" in measure:
+        speeds = decode_speed(opened)
+    return [
+        Results(**facts(loaded), perplexity=lost, latency=speed)
+        for loaded, lost, speed in zip(opened, measured, speeds, strict=True)
+    ]
+
+
+def measure_perplexity(loaded: Loaded, text: Text, batch: int | None, watch: Watch) -> Perplexity:
+    """Perplexity on a text that none of the model's cuts was calibrated on.
+
+    Raises InputError if one was.
+    """
+    if text.digest in calibrated_on(loaded.checkpoint):
+        raise InputError(
+            f"{loaded.checkpoint.name} was calibrated on {text.source!r}; "
+            "measure on a text that it has not seen"
+        )
+    size = batch_size(batch, text.length)
+    steps = loaded.family.depth * -(-len(text.tokens) // size)
+    with watch(f"perplexity of {loaded.checkpoint.name}", steps) as observer:
+        return perplexity(loaded, text, batch=size, observers=[observer])
+
+
+def calibrated_on(checkpoint: Checkpoint) -> set[str]:
+    """Digests of the texts that any cut in the checkpoint's history was calibrated on."""
+    digests = set()
+    story: dict[str, Any] | None = checkpoint.story
+    while story:
+        digests.add((story.get("calibration_text") or {}).get("digest"))
+        story = story.get("before")
+    return digests - {None}
+
+
+def facts(loaded: Loaded) -> dict[str, Any]:
+    """What Results says of a model whatever is measured."""
+    checkpoint = loaded.checkpoint
+    return {
+        "model": checkpoint.name,
+        "digest": checkpoint.digest,
+        "layers": loaded.family.depth,
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.bytes,
+    }

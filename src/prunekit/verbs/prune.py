@@ -1,0 +1,76 @@
+"""Prune: score, plan, cut, and perplexity before and after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.plan.choose import choose
+from prunekit.plan.plan import Plan
+from prunekit.plan.scores import Scores
+from prunekit.surgery.apply import tell
+from prunekit.surgery.write import refuse_existing
+from prunekit.text.packing import check_disjoint
+from prunekit.verbs.cut import cut
+from prunekit.verbs.evaluate import TEST, Results, facts, measure_perplexity
+from prunekit.verbs.score import CALIBRATE, SAMPLES, open_model, pack_for, score
+from prunekit.verbs.watch import Watch, unwatched
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A new checkpoint, how it came about, and what it cost. `shared` is the share of the test
+    text's lines that the calibration text has too."""
+
+    checkpoint: Checkpoint
+    scores: Scores
+    plan: Plan
+    dense: Results
+    pruned: Results
+    shared: float
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    drop: int,
+    criterion: str = "angular",
+    options: Mapping[str, Any] | None = None,
+    chooser: str = "block",
+    protect: Sequence[int] = (),
+    text: str = CALIBRATE,
+    samples: int | None = SAMPLES,
+    test: str = TEST,
+    test_samples: int | None = None,
+    length: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    watch: Watch = unwatched,
+) -> Pruned:
+    """Remove `drop` layers from `model` and write the result to the new folder `out`.
+
+    The dense model is measured first, on `test`, which must not be the calibration `text`. The
+    measures are kept in the checkpoint's prunekit.json. Raises InputError for anything a user can
+    mend, with nothing written.
+    """
+    refuse_existing(Path(out))
+    loaded = open_model(model, dtype, device)
+    calibrate = pack_for(loaded, text, samples=samples, length=length, seed=seed)
+    unseen = pack_for(loaded, test, samples=test_samples, length=length, seed=None)
+    shared = check_disjoint(calibrate, unseen)
+    (scores,) = score(
+        loaded, criterion=criterion, options=options, text=text, samples=samples, length=length,
+        batch=batch, seed=seed, watch=watch,
+    )  # fmt: skip
+    plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
+    dense = Results(**facts(loaded), perplexity=measure_perplexity(loaded, unseen, batch, watch))
+    checkpoint = loaded.checkpoint
+    del loaded  # the cut opens the model anew, to check itself against it: hold it once
+    made = open_model(cut(checkpoint, plan, out).folder, dtype, device)
+    after = Results(**facts(made), perplexity=measure_perplexity(made, unseen, batch, watch))
+    tell(made.checkpoint, {"dense": asdict(dense), "pruned": asdict(after)})
+    return Pruned(Checkpoint.open(out), scores, plan, dense, after, shared)

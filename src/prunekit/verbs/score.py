@@ -1,0 +1,120 @@
+"""Score: what one walk over a text says about every block of layers, by any number of criteria."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prunekit import plugins
+from prunekit.criteria._criterion import Criterion
+from prunekit.errors import InputError
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.load import Loaded, load
+from prunekit.plan.scores import Scores
+from prunekit.surgery.apply import base_of
+from prunekit.text.packing import Text, load_text
+from prunekit.verbs.watch import Watch, unwatched
+
+LENGTH = 2048  # tokens per sample if the model takes as many; never the config's maximum as it is
+SAMPLES = 128
+CALIBRATE = "stdlib/calibrate"
+
+
+def score(
+    model: str | Path | Loaded,
+    *,
+    criterion: str | Sequence[str] = "angular",
+    options: Mapping[str, Any] | None = None,
+    text: str = CALIBRATE,
+    samples: int | None = SAMPLES,
+    length: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    watch: Watch = unwatched,
+) -> list[Scores]:
+    """Scores of every block length by each criterion, in the order asked for, from one walk.
+
+    `options` are the criterion's own (with several criteria, each takes those it has); `seed` draws
+    the samples. Raises InputError for anything a user can mend.
+    """
+    wanted = [criterion] if isinstance(criterion, str) else list(criterion)
+    judges = [_make(name, dict(options or {}), alone=len(wanted) == 1) for name in wanted]
+    loaded = open_model(model, dtype, device)
+    packed = pack_for(loaded, text, samples=samples, length=length, seed=seed)
+    return run(loaded, dict(zip(wanted, judges, strict=True)), packed, batch, seed, watch)
+
+
+def run(
+    loaded: Loaded,
+    judges: Mapping[str, Criterion],
+    text: Text,
+    batch: int | None,
+    seed: int,
+    watch: Watch,
+) -> list[Scores]:
+    """Walk once with every criterion watching, and take down what each says."""
+    depth = loaded.family.depth
+    size = batch_size(batch, text.length)
+    for judge in judges.values():
+        judge.begin(depth, seed)
+    walking = [judge for judge in judges.values() if judge.needs_text]
+    if walking:
+        steps = depth * -(-len(text.tokens) // size)
+        with watch("scoring", steps) as observer:
+            loaded.walk(text.batches(size), *walking, observer)
+    context = {**loaded.context(), "batch": size, "seed": seed, "prunekit": version("prunekit")}
+    base = base_of(loaded.checkpoint, loaded.family)
+    return [
+        Scores(
+            criterion=name,
+            options={key: getattr(judge, key) for key in plugins.options(type(judge))},
+            base=base,
+            blocks=judge.blocks(),
+            text=text.describe() if judge.needs_text else None,
+            context=context,
+        )
+        for name, judge in judges.items()
+    ]
+
+
+def open_model(model: str | Path | Loaded, dtype: str, device: str) -> Loaded:
+    """A model in memory, loaded unless it already is."""
+    if isinstance(model, Loaded):
+        return model
+    return load(Checkpoint.open(model), dtype=dtype, device=device)
+
+
+def pack_for(
+    loaded: Loaded, source: str, *, samples: int | None, length: int | None, seed: int | None
+) -> Text:
+    """A source as samples that the model takes.
+
+    Raises InputError if `length` is more than the model's positions.
+    """
+    most = getattr(loaded.checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    if length is None:
+        length = min(LENGTH, most) if isinstance(most, int) and most > 0 else LENGTH
+    elif isinstance(most, int) and length > most > 0:
+        raise InputError(f"length {length}: {loaded.checkpoint.name} takes at most {most} tokens")
+    return load_text(
+        source, loaded.checkpoint.tokenizer, length=length, samples=samples, seed=seed
+    )
+
+
+def batch_size(batch: int | None, length: int) -> int:
+    """Samples run at once: as asked for, else about 2048 tokens."""
+    if batch is not None and batch < 1:
+        raise InputError(f"batch {batch}: at least one sample must be run at once")
+    return batch or max(1, LENGTH // length)
+
+
+def _make(name: str, options: dict[str, Any], *, alone: bool) -> Criterion:
+    if not alone:
+        known = plugins.options(plugins.find("criteria", name))
+        options = {key: value for key, value in options.items() if key in known}
+    judge = plugins.make("criteria", name, options)
+    if not isinstance(judge, Criterion):
+        raise InputError(f"{name}: a criterion's class must derive from Criterion")
+    return judge
