@@ -1,1 +1,42 @@
-"""prunekit makes causal language models smaller and tells honestly what that costs."""
+"""prunekit makes causal language models smaller and tells honestly what that costs.
+
+Layers are counted from 0 in the numbering of the base model; a block is half-open, [start, end).
+"""
+
+from importlib import import_module
+from typing import Any
+
+# Where each public name lives. Imported when first asked for: torch takes seconds.
+_NAMES = {
+    "Checkpoint": "model.checkpoint",
+    "Drop": "plan.plan",
+    "Family": "model.family",
+    "InputError": "errors",
+    "Observer": "model.walk",
+    "Plan": "plan.plan",
+    "Scores": "plan.scores",
+    "Text": "text.packing",
+    "choose": "plan.choose",
+    "cut": "verbs.cut",
+    "demo": "verbs.demo",
+    "evaluate": "verbs.evaluate",
+    "load": "model.load",
+    "load_text": "text.packing",
+    "prune": "verbs.prune",
+    "read_plan": "plan.plan",
+    "read_scores": "plan.scores",
+    "score": "verbs.score",
+    "show": "verbs.show",
+    "walk": "model.walk",
+}
+__all__ = list(_NAMES)  # noqa: PLE0605 - the names are the table's keys
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
+    return getattr(import_module(f"prunekit.{_NAMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_NAMES)

@@ -95,15 +95,16 @@ def make(room: str, name: str, given: dict[str, Any] | None = None) -> Any:
         if not possible:
             raise InputError(f"{kind} {name!r} has no options, {key!r} was given")
         if key not in possible:
-            raise InputError(
-                f"{kind} {name!r} has no option {key!r}{nearest(key, list(possible))}"
-            )
+            raise InputError(f"{kind} {name!r} has no option {key!r}{nearest(key, list(possible))}")
         try:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise InputError(
                 f"{kind} {name!r}, option {key}={value!r}: {error.errors()[0]['msg']}"
             ) from None
+    for key, default in possible.items():
+        if default is dataclasses.MISSING and key not in values:
+            raise InputError(f"{kind} {name!r} needs the option {key!r}")
     return cls(**values)
 
 
@@ -116,7 +117,8 @@ def _import_file(path: Path, kind: str) -> ModuleType:
         raise InputError(f"no {kind} file {str(path)!r}")
     module_name = f"prunekit_private_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their own module up there
     spec.loader.exec_module(module)

@@ -1,7 +1,8 @@
 """Loads a whole checkpoint into memory with transformers."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
@@ -52,13 +54,14 @@ def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") ->
     """
     if dtype not in DTYPES:
         raise InputError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    model, info = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _without_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info[what]:
             names = ", ".join(map(str, sorted(info[what])[:3]))
@@ -66,6 +69,18 @@ def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") ->
                 f"{checkpoint.name}: the weights do not fit the config ({what}: {names})"
             )
     return Loaded(checkpoint, Family.of(checkpoint.config), model.eval().to(_device(device)))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' own bar for reading weights, which would tear through ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:

@@ -39,11 +39,15 @@ def choose(
             f"can't drop {drop} layers: {len(protected)} of {layers} are protected, "
             f"which leaves {layers - len(protected)}"
         )
-    chosen = plugins.make("plan.choosers", chooser, options).choose(scores, drop, protected)
+    chosen = list(plugins.make("plan.choosers", chooser, options).choose(scores, drop, protected))
+    free = set(range(layers)) - protected
+    if len(chosen) != drop or len(free.intersection(chosen)) != drop:
+        raise InputError(f"chooser {chooser!r} gave {chosen}, not {drop} unprotected layers")
     made_by = {
         "criterion": scores.criterion,
         "options": scores.options,
         "choose": chooser,
+        **({"choose_options": options} if options else {}),
         "protect": sorted(protected),
         "layers_in_order": chosen,
     }

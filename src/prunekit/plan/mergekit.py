@@ -38,16 +38,22 @@ def from_mergekit(record: dict[str, Any], file: Path, layers: int | None) -> Pla
             "use it with `prunekit cut MODEL`"
         )
     models, ranges = set(), []
+    scaled = "parameters" in record
     try:
         for part in record["slices"]:
             (source,) = part["sources"]
             models.add(str(source["model"]))
             start, end = source["layer_range"]
-            ranges.append((int(start), int(end)))
+            if type(start) is not int or type(end) is not int:
+                raise TypeError
+            ranges.append((start, end))
+            scaled = scaled or "parameters" in part or "parameters" in source
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f"{file}: every slice must have one source with a model and a layer_range"
         ) from None
+    if scaled:
+        raise InputError(f"{file}: `parameters` change weights, which no drop can do")
     if len(models) != 1:
         raise InputError(f"{file}: slices of {len(models)} models; a plan cuts one")
     at = 0

@@ -1,19 +1,23 @@
 """A plan: the edits to make and the model they were made for, as YAML that a person can change."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.plan.scores import Base
+from prunekit.plan.scores import Base, parse_base
 
 HEADER = (
     "# A prunekit plan. Layers are counted from 0 in the base model; 5:9 stands for the layers\n"
     "# 5 to 8. Apply it with: prunekit cut MODEL THIS_FILE -o OUT\n"
 )
+BLOCK = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,15 @@ class Plan:
 
         Raises InputError if the plan does not fit a model of that many layers.
         """
-        dropped = self.dropped
-        twice = {layer for layer in dropped if dropped.count(layer) > 1}
-        if twice:
-            raise InputError(f"the plan drops layer {min(twice)} twice")
+        dropped = Counter(self.dropped)
         wrong = [layer for layer in dropped if not 0 <= layer < layers]
         if wrong:
             raise InputError(
                 f"the plan drops layer {wrong[0]}; the model has layers 0 to {layers - 1}"
             )
+        twice = [layer for layer, times in dropped.items() if times > 1]
+        if twice:
+            raise InputError(f"the plan drops layer {twice[0]} twice")
         if len(dropped) >= layers:
             raise InputError(f"the plan drops all {layers} layers; at least one must stay")
         return [layer for layer in range(layers) if layer not in dropped]
@@ -66,8 +70,9 @@ class Plan:
         if self.base is not None and self.base.digest != base.digest:
             raise InputError(
                 f"the plan was made for {self.base.name!r} ({self.base.model_type}, "
-                f"{self.base.layers} layers, digest {self.base.digest[:12]}), not for {base.name!r} "
-                f"({base.model_type}, {base.layers} layers, digest {base.digest[:12]}); "
+                f"{self.base.layers} layers, digest {self.base.digest[:12]}), "
+                f"not for {base.name!r} ({base.model_type}, {base.layers} layers, "
+                f"digest {base.digest[:12]}); "
                 "to apply it all the same, delete its `base`"
             )
         return self.kept(base.layers)
@@ -112,10 +117,11 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     naming the key, if the file is neither.
     """
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        record = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"can't read plan {str(file)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # PyYAML lets ValueError, LookupError and AttributeError out of bad dates, numbers and tags.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(record, dict):
         raise InputError(f"{file}: not a plan: a mapping with `edits` is expected")
@@ -126,7 +132,7 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     unknown = record.keys() - {"base", "edits", "made_by", "text"}
     if unknown:
         raise InputError(
-            f"{file}: unknown key {sorted(map(str, unknown))[0]!r}; "
+            f"{file}: unknown key {short(min(map(str, unknown)))}; "
             "a plan has base, edits, made_by, text"
         )
     edits = record.get("edits")
@@ -140,12 +146,24 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Knows decimal integers only: YAML 1.1 would read the block 21:29 as 21 * 60 + 29."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, as PyYAML has it
+        first: [
+            (tag, re.compile(r"[-+]?(0|[1-9][0-9]*)$") if tag.endswith(":int") else pattern)
+            for tag, pattern in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _edit(edit: Any, where: str) -> Drop:
     if not isinstance(edit, dict) or len(edit) != 1:
         raise InputError(f"{where}: one edit such as `drop: [5, 6]` is expected")
     ((kind, value),) = edit.items()
     if kind != "drop":
-        raise InputError(f"{where}: no edit called {kind!r}; there are: drop")
+        raise InputError(f"{where}: no edit called {short(kind)}; there are: drop")
     return Drop(parse_layers(value, f"{where}.drop"))
 
 
@@ -156,10 +174,11 @@ def parse_layers(value: Any, where: str) -> tuple[int, ...]:
         if type(entry) is int:
             layers.append(entry)
             continue
-        start, colon, end = entry.partition(":") if isinstance(entry, str) else ("", "", "")
-        if not (colon and start.isdecimal() and end.isdecimal() and int(start) < int(end) < 10**6):
-            raise InputError(f"{where}: {entry!r} is neither a layer (5) nor a block (5:9)")
-        layers.extend(range(int(start), int(end)))
+        block = BLOCK.fullmatch(entry) if isinstance(entry, str) else None
+        start, end = map(int, block.groups()) if block else (0, 0)
+        if start >= end:
+            raise InputError(f"{where}: {short(entry)} is neither a layer (5) nor a block (5:9)")
+        layers.extend(range(start, end))
     return tuple(layers)
 
 
@@ -167,11 +186,9 @@ def _base(record: Any, file: Path) -> Base | None:
     if record is None:
         return None
     try:
-        return Base(**record)
-    except TypeError:
-        raise InputError(
-            f"{file}: `base` must have name, model_type, layers and digest, or be left out"
-        ) from None
+        return parse_base(record)
+    except InputError as error:
+        raise InputError(f"{file}: {error}, or be left out") from None
 
 
 def _mapping(value: Any, key: str, file: Path) -> dict[str, Any] | None:

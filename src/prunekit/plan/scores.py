@@ -40,6 +40,8 @@ class Scores:
 
     def __post_init__(self) -> None:
         for length, row in self.blocks.items():
+            if not 1 <= length <= self.base.layers:
+                raise InputError(f"scores of blocks of {length} for {self.base.layers} layers")
             expected = self.base.layers - length + 1
             if len(row) != expected:
                 raise InputError(
@@ -84,14 +86,32 @@ def read_scores(file: Path) -> Scores:
     if not isinstance(record, dict) or record.pop("prunekit_scores", None) != FORMAT:
         raise InputError(f"{file}: not a scores file that this version reads (written by `score`)")
     try:
-        base = Base(**record.pop("base"))
+        base = parse_base(record.pop("base", None))
         blocks = {
             int(length): [float(value) for value in row]
-            for length, row in record.pop("blocks").items()
+            for length, row in record.pop("blocks", {}).items()
         }
-        return Scores(base=base, blocks=blocks, **record)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        scores = Scores(base=base, blocks=blocks, **record)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{file}: broken scores file: {error}") from None
+    kinds = {"criterion": str, "options": dict, "text": dict | None, "context": dict}
+    for key, kind in kinds.items():
+        if not isinstance(getattr(scores, key), kind):
+            raise InputError(f"{file}: broken scores file: `{key}` is of the wrong kind")
+    return scores
+
+
+def parse_base(record: Any) -> Base:
+    """The base model's record in a scores or plan file. Raises InputError if it is not one."""
+    kinds = {"name": str, "model_type": str, "layers": int, "digest": str}
+    if (
+        not isinstance(record, dict)
+        or record.keys() != kinds.keys()
+        or any(type(record[key]) is not kind for key, kind in kinds.items())
+        or record["layers"] < 1
+    ):
+        raise InputError("`base` must have name, model_type, digest (text) and layers (a number)")
+    return Base(**record)
 
 
 def to_csv(scores: Scores) -> str:

@@ -11,8 +11,8 @@ name). Many distributions leave them out, so they only ever train, and only when
 is one that trains.
 
 Left out everywhere are modules which Python 3.12 to 3.14 removed, modules which some
-distributions ship apart or not at all, what is written for one build, and tables rather than
-text (the character maps of ``encodings``, ``pydoc_data``).
+distributions change, ship apart or not at all, what is written for one build, and tables rather
+than text (the character maps of ``encodings``, ``pydoc_data``).
 """
 
 import hashlib
@@ -23,12 +23,17 @@ from pathlib import Path
 PARTS = ("train", "calibrate", "test")
 
 _REMOVED = frozenset(
-    "aifc asynchat asyncore cgi cgitb chunk crypt distutils imghdr imp lib2to3 mailcap msilib "
-    "nntplib pipes smtpd sndhdr sunau telnetlib uu xdrlib".split()
+    {
+        *("aifc", "asynchat", "asyncore", "cgi", "cgitb", "chunk", "crypt", "distutils"),
+        *("imghdr", "imp", "lib2to3", "mailcap", "msilib", "nntplib", "pipes", "smtpd"),
+        *("sndhdr", "sunau", "telnetlib", "uu", "xdrlib"),
+    }
 )
 _NOT_EVERYWHERE = frozenset(
-    "_distutils_system_mod ensurepip idlelib lib-dynload site-packages dist-packages "
-    "site sitecustomize tkinter turtledemo usercustomize".split()
+    {
+        *("_distutils_system_mod", "dist-packages", "ensurepip", "idlelib", "lib-dynload"),
+        *("site", "site-packages", "sitecustomize", "tkinter", "turtledemo", "usercustomize"),
+    }
 )
 _TABLES = frozenset({"encodings", "pydoc_data"})
 _LEFT_OUT = _REMOVED | _NOT_EVERYWHERE | _TABLES

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.evaluate.latency import Decode, decode_speed
-from prunekit.evaluate.perplexity import Perplexity, perplexity
+from prunekit.measures.latency import Decode, decode_speed
+from prunekit.measures.perplexity import Perplexity, perplexity
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import Loaded
-from prunekit.plugins import nearest
+from prunekit.plugins import names, nearest
 from prunekit.text.packing import Text
 from prunekit.verbs.score import batch_size, open_model, pack_for
 from prunekit.verbs.watch import Watch, unwatched
 
-MEASURES = ("perplexity", "latency")
 TEST = "stdlib/test"
 
 
@@ -49,8 +48,8 @@ def evaluate(
     Raises InputError if a model was calibrated on this text, or for anything else a user can mend.
     """
     for name in measure:
-        if name not in MEASURES:
-            raise InputError(f"no measure called {name!r}{nearest(name, list(MEASURES))}")
+        if name not in (possible := list(names("measures"))):
+            raise InputError(f"no measure called {name!r}{nearest(name, possible)}")
     opened = [open_model(model, dtype, device) for model in models]
     measured = []
     for loaded in opened:

@@ -19,19 +19,19 @@ from prunekit.model.load import Loaded
 from prunekit.model.walk import Observer
 from prunekit.text.packing import Text
 
+LARGEST = 700.0  # nats whose exponential is still a float
+
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`loss` in nats per token over `predicted` tokens; `text` and `context` say on what and how."""
+    """`loss` in nats per token over `predicted` tokens, `perplexity` its exponential (at most
+    about 1e304); `text` and `context` say on what and how."""
 
+    perplexity: float
     loss: float
     predicted: int
     text: dict[str, Any]
     context: dict[str, Any]
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < math.log(1e300) else math.inf
 
 
 class Loss(Observer):
@@ -66,4 +66,7 @@ def perplexity(
     loss = Loss()
     loaded.walk(text.batches(batch), loss, *observers, skip=skip)
     context = {**loaded.context(), "batch": batch}
-    return Perplexity(loss.total / loss.predicted, loss.predicted, text.describe(), context)
+    mean = loss.total / loss.predicted
+    return Perplexity(
+        math.exp(min(mean, LARGEST)), mean, loss.predicted, text.describe(), context
+    )

@@ -1,0 +1,384 @@
+"""The command line: one command per verb. Numbers go to stdout, progress and remarks to stderr."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prunekit.cli import tables
+from prunekit.cli.progress import bar
+from prunekit.errors import InputError
+
+if TYPE_CHECKING:
+    from prunekit.plan.plan import Plan
+
+app = typer.Typer(
+    help="Makes causal language models smaller: finds what they do not need, takes it out, "
+    "measures what was lost. Layers are counted from 0; a block is half-open, [start, end).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or `demo`.")]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The new checkpoint.")]
+Drop = Annotated[int, typer.Option("--drop", help="How many layers go.")]
+Criterion = Annotated[str, typer.Option(help="See `prunekit list criteria`, or a path ./mine.py.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("-O", "--option", metavar="NAME=VALUE", help="An option of the criterion."),
+]
+Choose = Annotated[str, typer.Option(help="See `prunekit list choosers`.")]
+Protect = Annotated[
+    str, typer.Option(metavar="0,1,-1", help="Layers that stay; negative ones count from the end.")
+]
+TextSource = Annotated[
+    str,
+    typer.Option(
+        "--text", metavar="SOURCE",
+        help="A file or folder (.txt .jsonl .json .csv .parquet; file.jsonl:column), "
+        "hub:name/subset/split:column, or stdlib/train|calibrate|test.",
+    ),
+]  # fmt: skip
+Samples = Annotated[int | None, typer.Option(help="Samples of the text; all if there is no default.")]
+Length = Annotated[
+    int | None, typer.Option(help="Tokens per sample; 2048, or as many as the model takes.")
+]
+Batch = Annotated[int | None, typer.Option(help="Samples run at once; about 2048 tokens' worth.")]
+Seed = Annotated[int, typer.Option(help="Draws the calibration samples.")]
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")]
+Check = Annotated[
+    bool, typer.Option(help="Open and run what was written, against the base with layers skipped.")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="The pruned demo model.")] = Path(
+        "prunekit-demo"
+    ),
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """The whole flow on the small trained model that ships with the package; no network."""
+    from prunekit.verbs.demo import KEPT, demo
+
+    rows = demo(out, device=device, watch=bar)
+    if json:
+        tables.print_json(rows)
+        return
+    tables.demo_table(rows)
+    (kept,) = (row for row in rows if (row.criterion, len(row.dropped)) == KEPT)
+    _picture(rows[0].results.layers, kept.dropped)
+    _remark(f"the model with {KEPT[1]} layers off by {KEPT[0]} is in {out}; open it with")
+    _remark(f'  transformers.AutoModelForCausalLM.from_pretrained("{out}")')
+
+
+@app.command()
+def show(
+    target: Annotated[str, typer.Argument(metavar="MODEL|PLAN|SCORES")],
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", metavar="FORM", help="A plan: mergekit. Scores: csv, png, svg."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where --as goes.")
+    ] = None,
+    drop: Annotated[int | None, typer.Option(help="Scores: mark the best block of so many.")] = None,
+    choose: Choose = "block",
+    protect: Protect = "",
+    json: Json = False,
+) -> None:
+    """What a model, a plan or scores are; a plan as mergekit's YAML, scores as CSV or a picture."""
+    if Path(target).suffix in (".yaml", ".yml") and not Path(target).is_dir():
+        _show_plan(Path(target), as_, out, json)
+    elif Path(target).suffix == ".json" and not Path(target).is_dir():
+        _show_scores(Path(target), as_, out, json, drop, choose, protect)
+    else:
+        from prunekit.verbs.show import show
+
+        if as_:
+            raise InputError(f"--as {as_}: a model has no other form; it is for plans and scores")
+        anatomy = show(target)
+        if json:
+            tables.print_json(anatomy)
+        else:
+            tables.anatomy_table(anatomy)
+
+
+@app.command()
+def score(
+    model: Model,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE")] = None,
+    criterion: Criterion = "angular",
+    option: Options = None,
+    text: TextSource = "stdlib/calibrate",
+    samples: Samples = 128,
+    length: Length = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Score every layer and every block of layers; low = safe to remove."""
+    from prunekit.verbs.score import score
+
+    _refuse_existing(out)
+    (scores,) = score(
+        model, criterion=criterion, options=_options(option), text=text, samples=samples,
+        length=length, batch=batch, seed=seed, dtype=dtype, device=device, watch=bar,
+    )  # fmt: skip
+    if out:
+        scores.write(out)
+    if json:
+        tables.print_json(scores)
+    else:
+        tables.scores_table(scores)
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Written by `score -o`.")],
+    drop: Drop,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE")] = None,
+    choose: Choose = "block",
+    protect: Protect = "",
+) -> None:
+    """Choose the layers that go: a YAML file that a person can read, change and apply."""
+    from prunekit.plan.choose import choose as chosen_by
+    from prunekit.plan.scores import read_scores
+
+    _refuse_existing(out)
+    read = read_scores(scores)
+    made = chosen_by(read, drop=drop, chooser=choose, protect=_integers(protect))
+    if out:
+        out.write_text(made.to_yaml(), encoding="utf-8")
+    else:
+        print(made.to_yaml(), end="")
+    _picture(read.base.layers, made.dropped, made.made_by["protect"], read.layers)
+
+
+@app.command()
+def cut(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or mergekit's YAML.")],
+    out: Out,
+    check: Check = True,
+) -> None:
+    """Apply a plan: a new checkpoint that plain transformers opens. The input is never touched."""
+    from prunekit.verbs.cut import cut
+
+    made = cut(model, plan, out, check=check)
+    story = made.story
+    kept = made.config.get_text_config().num_hidden_layers
+    _picture(kept + len(story["dropped"]), story["dropped"])
+    checked = "opened and run by transformers, logits equal" if check else "not checked"
+    _remark(f"wrote {out}: {kept} layers, {tables.size(made.bytes)} ({checked})")
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Out,
+    drop: Drop,
+    criterion: Criterion = "angular",
+    option: Options = None,
+    choose: Choose = "block",
+    protect: Protect = "",
+    text: TextSource = "stdlib/calibrate",
+    samples: Samples = 128,
+    test: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Text to measure on; never the calibration text.")
+    ] = "stdlib/test",
+    test_samples: Samples = None,
+    length: Length = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Score, plan and cut, with perplexity before and after."""
+    from prunekit.verbs.prune import prune
+
+    if model != "demo" and "stdlib/calibrate" in (text, test):
+        _remark("calibrating on Python's standard library; --text and --test take your own text")
+    pruned = prune(
+        model, out, drop=drop, criterion=criterion, options=_options(option), chooser=choose,
+        protect=_integers(protect), text=text, samples=samples, test=test,
+        test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
+        device=device, watch=bar,
+    )  # fmt: skip
+    if json:
+        tables.print_json(
+            {"dense": pruned.dense, "pruned": pruned.pruned, "plan": pruned.plan.made_by}
+        )
+    else:
+        tables.results_table([pruned.dense, pruned.pruned])
+    if pruned.shared > 0.01:
+        _remark(f"{pruned.shared:.0%} of the test text's lines occur in the calibration text too")
+    scores = pruned.scores
+    _picture(scores.base.layers, pruned.plan.dropped, pruned.plan.made_by["protect"], scores.layers)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The first is the yardstick.")],
+    measure: Annotated[str, typer.Option(help="See `prunekit list measures`.")] = "perplexity",
+    text: TextSource = "stdlib/test",
+    samples: Samples = None,
+    length: Length = None,
+    batch: Batch = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Measure one or more models on the same text."""
+    from prunekit.verbs.evaluate import evaluate
+
+    results = evaluate(
+        models, measure=_words(measure), text=text, samples=samples, length=length, batch=batch,
+        dtype=dtype, device=device, watch=bar,
+    )  # fmt: skip
+    if json:
+        tables.print_json(results)
+    else:
+        tables.results_table(results)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|measures")]) -> None:
+    """What there is to choose from, with a line on each."""
+    from prunekit.plugins import names, nearest
+
+    rooms = {"criteria": "criteria", "choosers": "plan.choosers", "measures": "measures"}
+    if what == "edits":
+        found = {"drop": "Remove whole layers."}
+    elif what in rooms:
+        found = names(rooms[what])
+    else:
+        raise InputError(f"nothing called {what!r} to list{nearest(what, [*rooms, 'edits'])}")
+    for name, line in found.items():
+        print(f"{name:12} {line}")
+
+
+def main() -> None:
+    """Run the command line: one line and exit code 2 for what the user can mend."""
+    # Read when transformers is imported: its warnings would drown the one line that matters.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except InputError as error:
+        print(f"prunekit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"prunekit: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("prunekit: interrupted; nothing was left behind", file=sys.stderr)
+        sys.exit(130)
+
+
+def _show_plan(file: Path, as_: str | None, out: Path | None, json: bool) -> None:
+    from prunekit.plan.mergekit import to_mergekit
+    from prunekit.plan.plan import read_plan
+
+    plan = read_plan(file)
+    if as_ not in (None, "mergekit"):
+        raise InputError(f"--as {as_}: a plan can be shown as mergekit")
+    if as_:
+        _put(to_mergekit(plan), out)
+    elif json:
+        tables.print_json(plan)
+    else:
+        print(plan.to_yaml(), end="")
+        if plan.base:
+            plan.kept(plan.base.layers)
+            _picture(plan.base.layers, plan.dropped, plan.made_by.get("protect", ()))
+
+
+def _show_scores(
+    file: Path, as_: str | None, out: Path | None, json: bool, drop: int | None, choose: str,
+    protect: str,
+) -> None:  # fmt: skip
+    from prunekit.plan.choose import choose as chosen_by
+    from prunekit.plan.scores import read_scores, to_csv
+
+    scores = read_scores(file)
+    plan: Plan | None = None
+    if drop is not None:
+        plan = chosen_by(scores, drop=drop, chooser=choose, protect=_integers(protect))
+    if as_ == "csv":
+        _put(to_csv(scores), out)
+    elif as_ in ("png", "svg"):
+        from prunekit.report.charts import scores_figure, write_picture
+
+        picture = out or file.with_suffix(f".{as_}")
+        _refuse_existing(picture)
+        write_picture(scores_figure(scores, drop, plan.dropped if plan else ()), picture)
+        _remark(f"wrote {picture}")
+    elif as_:
+        raise InputError(f"--as {as_}: scores can be shown as csv, png or svg")
+    elif json:
+        tables.print_json(scores)
+    else:
+        tables.scores_table(scores)
+        if plan:
+            _picture(scores.base.layers, plan.dropped, plan.made_by["protect"], scores.layers)
+
+
+def _put(text: str, out: Path | None) -> None:
+    _refuse_existing(out)
+    if out:
+        out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+def _refuse_existing(file: Path | None) -> None:
+    if file and file.exists():
+        raise InputError(f"output {str(file)!r} exists; remove it or give another name")
+    if file and not file.parent.is_dir():
+        raise InputError(f"output {str(file)!r}: no folder {str(file.parent)!r}")
+
+
+def _picture(layers: int, dropped: Any, protected: Any = (), scores: Any = None) -> None:
+    from prunekit.cli.pictures import layer_strip
+
+    Console(stderr=True).print(layer_strip(layers, dropped, protected, scores))
+
+
+def _remark(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _options(given: list[str] | None) -> dict[str, str]:
+    options = {}
+    for entry in given or []:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise InputError(f"--option {entry!r}: give NAME=VALUE, such as tokens=all")
+        options[name] = value
+    return options
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise InputError(f"{text!r}: layer numbers such as 0,1,-1 are expected") from None
+
+
+if __name__ == "__main__":
+    main()

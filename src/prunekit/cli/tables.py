@@ -1,0 +1,163 @@
+"""What the command line prints: tables on stdout for people, JSON on stdout for programs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from prunekit.plan.scores import Scores
+    from prunekit.verbs.demo import Row
+    from prunekit.verbs.evaluate import Results
+    from prunekit.verbs.show import Anatomy
+
+
+def print_json(record: Any) -> None:
+    """A result of any verb as JSON."""
+    print(json.dumps(record, default=_plain, indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; numbers to the right, names (the first column) to the left."""
+    heads = any(columns)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, show_header=heads)
+    for number, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if number == 0 or not heads else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # in a file there is no width to fit: cut no number short
+    console.print(table)
+
+
+def results_table(results: Sequence["Results"]) -> None:
+    """Measures of several models, the first one the yardstick."""
+    first = results[0]
+    rows = []
+    for result in results:
+        row = [result.model, str(result.layers), count(result.parameters), size(result.bytes)]
+        if result.perplexity and first.perplexity:
+            ratio = result.perplexity.perplexity / first.perplexity.perplexity
+            row += [number(result.perplexity.perplexity), f"{ratio:.3f}x"]
+        if result.latency and first.latency:
+            speed = result.latency.tokens_per_second
+            row += [f"{speed:.1f}", f"{speed / first.latency.tokens_per_second:.2f}x"]
+        rows.append(row)
+    columns = ["model", "layers", "parameters", "bytes"]
+    columns += ["perplexity", "to first"] if first.perplexity else []
+    columns += ["decode tok/s", "to first"] if first.latency else []
+    print_table("", columns, rows)
+    if first.perplexity:
+        print(protocol(first.perplexity.text, first.perplexity.context))
+
+
+def demo_table(rows: Sequence["Row"]) -> None:
+    """The demo: a line for every checkpoint."""
+    lines = []
+    for row in rows:
+        results = row.results
+        assert results.perplexity is not None
+        assert results.latency is not None
+        lines.append(
+            [
+                row.criterion,
+                str(len(row.dropped)),
+                layer_list(row.dropped),
+                number(results.perplexity.perplexity),
+                str(results.layers),
+                count(results.parameters),
+                size(results.bytes),
+                f"{results.latency.tokens_per_second:.0f}",
+            ]
+        )
+    columns = ["criterion", "off", "removed", "perplexity", "layers", "parameters", "bytes",
+               "decode tok/s"]  # fmt: skip
+    print_table("", columns, lines)
+    measured = rows[0].results.perplexity
+    assert measured is not None
+    print(protocol(measured.text, measured.context))
+
+
+def scores_table(scores: "Scores") -> None:
+    """The score of every single layer, and the best block of every length."""
+    rows = []
+    for layer, value in enumerate(scores.layers):
+        length = layer + 1
+        row = [str(layer), f"{value:.6f}", "", "", ""]
+        if length in scores.blocks:
+            best = min(scores.blocks[length])
+            start = scores.blocks[length].index(best)
+            row[2:] = [str(length), f"[{start}, {start + length})", f"{best:.6f}"]
+        rows.append(row)
+    title = f"{scores.criterion} of {scores.base.name}: low = safe to remove"
+    print_table(title, ["layer", "score", "block of", "best block", "its score"], rows)
+    if scores.text:
+        print(protocol(scores.text, scores.context))
+
+
+def anatomy_table(anatomy: "Anatomy") -> None:
+    """What a model is made of."""
+    shares = sorted(set(anatomy.layer_parameters))
+    halves = [name for name in ("attention", "mlp") if any(h[name] for h in anatomy.halves)]
+    rows = [
+        ["model type", anatomy.model_type],
+        ["layers", f"{anatomy.layers} (0 to {anatomy.layers - 1}) in {anatomy.path}"],
+        ["hidden size, vocabulary", f"{anatomy.hidden}, {anatomy.vocabulary}"],
+        ["parameters on disk", f"{count(anatomy.parameters)} ({', '.join(anatomy.dtypes)})"],
+        ["bytes", size(anatomy.bytes)],
+        ["parameters in a layer", " to ".join(count(n) for n in {shares[0]: 0, shares[-1]: 0})],
+        ["can be cut", ", ".join(["layers", *halves])],
+        ["digest", anatomy.digest[:16]],
+    ]
+    if anatomy.story:
+        rows.append(["made from", str(anatomy.story.get("base", {}).get("name"))])
+        rows.append(["layers removed", layer_list(anatomy.story.get("dropped", []))])
+        for which, result in anatomy.story.get("measures", {}).items():
+            value = (result.get("perplexity") or {}).get("perplexity")
+            rows.append([f"perplexity, {which}", number(value) if value else "not measured"])
+    print_table(anatomy.name, ["", ""], rows)
+
+
+def protocol(text: dict[str, Any], context: dict[str, Any]) -> str:
+    """One line on what a number was measured on."""
+    return (
+        f"text {text['source']}: {text['samples']} samples x {text['length']} tokens, "
+        f"bos {text['bos']}; {context['dtype']} on {context['device']}; "
+        f"torch {context['torch']}, transformers {context['transformers']}"
+    )
+
+
+def layer_list(layers: Sequence[int]) -> str:
+    """Layers as a short text; a block as 5-8."""
+    from prunekit.plan.plan import runs
+
+    return ", ".join(
+        str(start) if end == start + 1 else f"{start}-{end - 1}" for start, end in runs(layers)
+    )
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if value < 1e4 else f"{value:.3g}"
+
+
+def count(value: int) -> str:
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if value >= unit:
+            return f"{value / unit:.2f} {letter}"
+    return str(value)
+
+
+def size(value: int) -> str:
+    return f"{value / 2**20:,.2f} MiB" if value < 2**30 else f"{value / 2**30:,.2f} GiB"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)

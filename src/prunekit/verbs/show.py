@@ -1,0 +1,54 @@
+"""Show: what a model is, which parts of it can be cut, and what was cut from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.family import Family
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's parts. `halves` says, for each layer, whether its attention and its MLP can be told
+    apart; `story` is what prunekit wrote when it made the checkpoint."""
+
+    name: str
+    model_type: str
+    layers: int
+    path: str
+    hidden: int
+    vocabulary: int
+    parameters: int
+    bytes: int
+    layer_parameters: list[int]
+    halves: list[dict[str, bool]]
+    dtypes: list[str]
+    digest: str
+    story: dict[str, Any]
+
+
+def show(model: str | Path) -> Anatomy:
+    """Read a model's anatomy off its config and headers; no weight is loaded."""
+    checkpoint = Checkpoint.open(model)
+    family = Family.of(checkpoint.config)
+    text = checkpoint.config.get_text_config()
+    layers = family.layers(family.skeleton)
+    return Anatomy(
+        name=checkpoint.name,
+        model_type=checkpoint.model_type,
+        layers=family.depth,
+        path=family.path,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        parameters=checkpoint.parameters,
+        bytes=checkpoint.bytes,
+        layer_parameters=[sum(p.numel() for p in layer.parameters()) for layer in layers],
+        halves=[
+            {half: bool(family.writers(index, half)) for half in ("attention", "mlp")}
+            for index in range(family.depth)
+        ],
+        dtypes=sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
+        digest=checkpoint.digest,
+        story=checkpoint.story,
+    )
