@@ -256,6 +256,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     },
     "rembert": {"output_embedding_size": 48},
     "xlm": {"causal": True},
+    "xlnet": {"attn_type": "uni"},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": _cycle("lh")},

@@ -29,7 +29,7 @@ _NAMES = {
     "show": "verbs.show",
     "walk": "model.walk",
 }
-__all__ = list(_NAMES)  # noqa: PLE0605 - the names are the table's keys
+__all__ = list(_NAMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer import Abort
+from typer.exceptions import TyperException
 
 from prunekit.cli import tables
 from prunekit.cli.progress import bar
@@ -44,7 +46,12 @@ TextSource = Annotated[
         "hub:name/subset/split:column, or stdlib/train|calibrate|test.",
     ),
 ]  # fmt: skip
-Samples = Annotated[int | None, typer.Option(help="Samples of the text; all if there is no default.")]
+Samples = Annotated[
+    int | None, typer.Option(help="Samples to calibrate on; 128, or as many as the text has.")
+]
+TestSamples = Annotated[
+    int | None, typer.Option(help="Samples to measure on, from the start; all.")
+]
 Length = Annotated[
     int | None, typer.Option(help="Tokens per sample; 2048, or as many as the model takes.")
 ]
@@ -90,7 +97,9 @@ def show(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where --as goes.")
     ] = None,
-    drop: Annotated[int | None, typer.Option(help="Scores: mark the best block of so many.")] = None,
+    drop: Annotated[
+        int | None, typer.Option(help="Scores: mark the best block of so many.")
+    ] = None,
     choose: Choose = "block",
     protect: Protect = "",
     json: Json = False,
@@ -119,7 +128,7 @@ def score(
     criterion: Criterion = "angular",
     option: Options = None,
     text: TextSource = "stdlib/calibrate",
-    samples: Samples = 128,
+    samples: Samples = None,
     length: Length = None,
     batch: Batch = None,
     seed: Seed = 0,
@@ -193,11 +202,11 @@ def prune(
     choose: Choose = "block",
     protect: Protect = "",
     text: TextSource = "stdlib/calibrate",
-    samples: Samples = 128,
+    samples: Samples = None,
     test: Annotated[
         str, typer.Option(metavar="SOURCE", help="Text to measure on; never the calibration text.")
     ] = "stdlib/test",
-    test_samples: Samples = None,
+    test_samples: TestSamples = None,
     length: Length = None,
     batch: Batch = None,
     seed: Seed = 0,
@@ -208,8 +217,6 @@ def prune(
     """Score, plan and cut, with perplexity before and after."""
     from prunekit.verbs.prune import prune
 
-    if model != "demo" and "stdlib/calibrate" in (text, test):
-        _remark("calibrating on Python's standard library; --text and --test take your own text")
     pruned = prune(
         model, out, drop=drop, criterion=criterion, options=_options(option), chooser=choose,
         protect=_integers(protect), text=text, samples=samples, test=test,
@@ -222,6 +229,8 @@ def prune(
         )
     else:
         tables.results_table([pruned.dense, pruned.pruned])
+    if model != "demo" and text == "stdlib/calibrate":
+        _remark("calibrated on Python's standard library; --text and --test take your own text")
     if pruned.shared > 0.01:
         _remark(f"{pruned.shared:.0%} of the test text's lines occur in the calibration text too")
     scores = pruned.scores
@@ -230,10 +239,12 @@ def prune(
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The first is the yardstick.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="The first is the yardstick.")
+    ],
     measure: Annotated[str, typer.Option(help="See `prunekit list measures`.")] = "perplexity",
     text: TextSource = "stdlib/test",
-    samples: Samples = None,
+    samples: TestSamples = None,
     length: Length = None,
     batch: Batch = None,
     dtype: Dtype = "auto",
@@ -274,16 +285,28 @@ def main() -> None:
     # Read when transformers is imported: its warnings would drown the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False))
+    except TyperException as error:
+        _fail(f"{error.format_message()} (see `prunekit {_command()}--help`)")
     except InputError as error:
-        print(f"prunekit: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        print(f"prunekit: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(f"{error.filename or 'files'}: {error.strerror or error}")
+    except (KeyboardInterrupt, Abort):
         print("prunekit: interrupted; nothing was left behind", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"prunekit: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _command() -> str:
+    """The verb on the command line, if there is one, for a pointer to its help."""
+    known = {command.name or command.callback.__name__ for command in app.registered_commands
+             if command.callback}  # fmt: skip
+    return f"{sys.argv[1]} " if len(sys.argv) > 1 and sys.argv[1] in known else ""
 
 
 def _show_plan(file: Path, as_: str | None, out: Path | None, json: bool) -> None:

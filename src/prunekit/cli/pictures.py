@@ -26,17 +26,15 @@ def layer_strip(
     """One cell per layer: dropped, protected or kept; its score above, its number below.
 
     Told apart by glyph as well as by colour; falls back to ASCII where the console's encoding
-    needs it, and wraps to the console's width. Print it with rich. Raises InputError for a layer
-    that the model does not have, one both dropped and protected, or not one score per layer.
+    needs it, and wraps to the console's width. Print it with rich. A layer both protected and
+    dropped, as a plan changed by hand may have it, is dropped. Raises InputError for a layer that
+    the model does not have or if there is not one score per layer.
     """
     if layers < 1:
         raise InputError(f"a model of {layers} layers has no picture")
     for layer in (*dropped, *protected):
         if not 0 <= layer < layers:
             raise InputError(f"no layer {layer}: the model has layers 0 to {layers - 1}")
-    both = set(dropped).intersection(protected)
-    if both:
-        raise InputError(f"layer {min(both)} is both dropped and protected")
     if scores is not None and len(scores) != layers:
         raise InputError(f"{len(scores)} scores for {layers} layers")
     kinds = [

@@ -50,12 +50,10 @@ class PairMeans:
 
     def blocks(self) -> dict[int, list[float]]:
         mean = self.total / self.count
-        return {
-            length: mean.diagonal(length).tolist() for length in range(1, self.layers + 1)
-        }
+        return {length: mean.diagonal(length).tolist() for length in range(1, self.layers + 1)}
 
     def _picked(self, states: Tensor) -> Tensor:
-        """(sequence, token, hidden) -> (token, hidden). Text is packed, so the last token is real."""
+        """(sequence, token, hidden) -> (token, hidden). Text is packed: the last token is real."""
         return states[:, -1] if self.tokens == "last" else states.flatten(0, 1)
 
     def _add(self, states: list[Tensor]) -> None:

@@ -46,9 +46,7 @@ class Loss(Observer):
     def see_logits(self, batch: int, tokens: Tensor, logits: Tensor) -> None:
         # One sequence at a time: float32 logits are large next to the model's own.
         for ids, scores in zip(tokens, logits, strict=True):
-            loss = torch.nn.functional.cross_entropy(
-                scores[:-1].float(), ids[1:], reduction="none"
-            )
+            loss = torch.nn.functional.cross_entropy(scores[:-1].float(), ids[1:], reduction="none")
             self.total += loss.double().sum().item()
             self.predicted += len(loss)
         if not math.isfinite(self.total):
@@ -67,6 +65,4 @@ def perplexity(
     loaded.walk(text.batches(batch), loss, *observers, skip=skip)
     context = {**loaded.context(), "batch": batch}
     mean = loss.total / loss.predicted
-    return Perplexity(
-        math.exp(min(mean, LARGEST)), mean, loss.predicted, text.describe(), context
-    )
+    return Perplexity(math.exp(min(mean, LARGEST)), mean, loss.predicted, text.describe(), context)

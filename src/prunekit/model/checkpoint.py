@@ -25,6 +25,17 @@ WEIGHTS = ("*.safetensors", *PICKLES, "*.h5", "*.msgpack", "*.gguf", "*.onnx", "
 # Never code, never the model card of another model.
 BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "*.vocab",
           "LICENSE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+# Types whose tokens see later ones unless the config has this field with this value.
+CAUSAL_IF: dict[str, tuple[str, object]] = {
+    **dict.fromkeys(
+        ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie",
+         "megatron-bert", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
+         "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        ("is_decoder", True),
+    ),
+    "xlm": ("causal", True),
+    "xlnet": ("attn_type", "uni"),
+}  # fmt: skip
 PAGE = 4096
 PAGES = 16
 STORY = "prunekit.json"
@@ -164,9 +175,19 @@ class Checkpoint:
                 "upgrade transformers if it is new"
             )
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-        if classes is None or self.config_json.get("is_encoder_decoder"):
+        only = "only decoder-only causal language models can be pruned"
+        if self.config_json.get("is_encoder_decoder"):
+            raise InputError(f"{self.name}: model type {kind!r} has an encoder besides; {only}")
+        if classes is None:
             raise InputError(
-                f"{self.name}: model type {kind!r} is not a causal language model (decoder only)"
+                f"{self.name}: model type {kind!r} is not a causal language model, or not one that "
+                f"AutoModelForCausalLM opens; {only}"
+            )
+        switch, causal = CAUSAL_IF.get(kind, ("", None))
+        if switch and self.config_json.get(switch) != causal:
+            raise InputError(
+                f"{self.name}: model type {kind!r} is an encoder unless its config says "
+                f"{switch}={json.dumps(causal)}; {only}"
             )
         allowed = {classes} if isinstance(classes, str) else set(classes)
         stated = self.config_json.get("architectures") or []

@@ -2,42 +2,42 @@
 
 A config says far more about layers than how many there are: lists with one entry a layer, lists of
 layer indices, dicts keyed by layer, strides, counts of the first or last layers. Each kind has its
-rule here. What a rule can't express in the family's own config is refused, never guessed; whether
-the result is right is then checked on the built model (structure.py) and by its logits.
+rule here (strides in strides.py). What a rule can't express in the family's own config is refused,
+never guessed; whether the result is right is then checked on the built model (structure.py) and by
+its logits.
 """
 
 import copy
-from collections.abc import Sequence
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from prunekit.errors import InputError
 from prunekit.model.family import DEPTHS, text_config
+from prunekit.model.oddities import objection
+from prunekit.model.sharing import check_sources
+from prunekit.model.strides import refit
 
 # Lists of layer indices. Any other list with one entry a layer is sliced.
 INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "cross_attention_layers",
                "hybrid_layer_ids", "attn_layer_indices", "global_attn_layers",
                "full_attention_layers", "engram_layer_ids")  # fmt: skip
+# Strings with one letter a layer.
+STRINGS = ("hybrid_override_pattern",)
 # Lists and dicts that say nothing about layers, whatever their length.
 NOT_LAYERS = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id", "id2label",
               "label2id", "keys_to_ignore_at_inference", "mrope_section", "suppress_tokens",
               "begin_suppress_tokens", "bad_words_ids", "rope_parameters", "rope_scaling",
               "quantization_config", "time_step_limit", "mtp_layers_block_type")  # fmt: skip
 # How many of the first layers are special; and of the last.
-PREFIXES = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index",
-            "max_window_layers", "num_hash_layers", "n_dense_layers", "num_dense_blocks")  # fmt: skip
+PREFIXES = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "num_hash_layers",
+            "n_dense_layers", "num_dense_blocks")  # fmt: skip
 SUFFIXES = ("num_kv_shared_layers",)
-# (period, offset): layer i is special if i % period == offset. An int is an offset that the class
-# fixes; -1 stands for the last of each period.
-STRIDES: tuple[tuple[str, str | int], ...] = (
-    ("attn_layer_period", "attn_layer_offset"),
-    ("expert_layer_period", "expert_layer_offset"),
-    ("global_attn_every_n_layers", -1),
-    ("moe_layer_frequency", 0),
-    ("full_attention_interval", -1),
-    ("sliding_window_pattern", -1),
-)
 
 
 def keep_layers(config: PreTrainedConfig, config_json: dict[str, Any], keep: Sequence[int],
@@ -48,34 +48,54 @@ def keep_layers(config: PreTrainedConfig, config_json: dict[str, Any], keep: Seq
     type's config can't express the result.
     """
     key, text = text_config(config)
-    changes = _changes(text, keep, depth)
+    if reason := objection(text, keep, depth):
+        raise InputError(f"model type {text.model_type!r} can't be cut so: {reason}")
     result = copy.deepcopy(config_json)
     target = result if key is None else result.setdefault(key, {})
+    changes = _changes({**target, **text.to_dict()}, text, keep, depth)
     target.update(changes)
+    for alias, name in text.attribute_map.items():
+        if name in changes and alias not in changes:
+            target.pop(alias, None)  # the same fact under another name, now outdated
+    for name in DEPTHS:
+        # Another count that follows from the depth: two attentions a layer, say.
+        if isinstance(getattr(type(text), name, None), property) and name in target:
+            del target[name]
+    check_sources(text, text_config(read(config, result))[1], keep, depth)
     return result
 
 
 def read(config: PreTrainedConfig, config_json: dict[str, Any]) -> PreTrainedConfig:
-    """`config_json` as a config of the same class as `config`.
+    """`config_json` as transformers reads it, for a model of the class of `config`.
 
-    Raises InputError if the class refuses it.
+    Raises InputError if transformers refuses it.
     """
-    try:
-        return type(config).from_dict(copy.deepcopy(config_json))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"model type {config.model_type!r} can't express this cut: {reason}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config_json), encoding="utf-8")
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"model type {config.model_type!r} can't express this cut: {reason}"
+            ) from None
 
 
-def _changes(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> dict[str, Any]:
-    values = {**_explicit(text, depth)}
+def _changes(
+    values: dict[str, Any], text: PreTrainedConfig, keep: Sequence[int], depth: int
+) -> dict[str, Any]:
+    explicit = _explicit(text, depth)
     changes: dict[str, Any] = {}
     new = {old: position for position, old in enumerate(keep)}
-    for name, value in {**text.to_dict(), **values}.items():
+    for name, value in {**values, **explicit}.items():
         if name in DEPTHS and value == depth:
             changes[name] = len(keep)
-        elif name in NOT_LAYERS or isinstance(value, str):
+        elif name in STRINGS and isinstance(value, str) and len(value) == depth:
+            changes[name] = "".join(value[index] for index in keep)
+        elif name in NOT_LAYERS or isinstance(value, str) or value is None:
             continue
+        elif name in SPECIAL:
+            changes[name] = SPECIAL[name](text, keep, depth)
         elif name in INDEX_LISTS and isinstance(value, (list, tuple)):
             changes[name] = [new[index] for index in value if index in new]
         elif isinstance(value, (list, tuple)) and len(value) == depth:
@@ -86,10 +106,7 @@ def _changes(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> dict[st
             changes[name] = sum(index < value for index in keep) if value < depth else value
         elif name in SUFFIXES and isinstance(value, int):
             changes[name] = sum(index >= depth - value for index in keep)
-    for period, offset in STRIDES:
-        changes.update(_refit(text, keep, depth, period, offset))
-    changes.update({name: value for name, value in values.items() if name not in changes})
-    return changes
+    return {**explicit, **changes, **refit(text, keep, depth)}
 
 
 def _explicit(text: PreTrainedConfig, depth: int) -> dict[str, Any]:
@@ -102,29 +119,33 @@ def _explicit(text: PreTrainedConfig, depth: int) -> dict[str, Any]:
     return {}
 
 
-def _refit(text: PreTrainedConfig, keep: Sequence[int], depth: int, period_name: str,
-           offset_name: str | int) -> dict[str, int]:  # fmt: skip
-    """The stride that marks the same layers after the cut, if the class reads a stride at all.
+def _runs(text: PreTrainedConfig, keep: Sequence[int], _: int) -> list[Any]:
+    """gpt_neo: [[kinds, times], ...], multiplied out in `attention_layers`."""
+    return [[[text.attention_layers[index]], 1] for index in keep]
 
-    Raises InputError if no stride does.
-    """
-    period = getattr(text, period_name, None)
-    if not isinstance(period, int) or period < 1 or getattr(text, "layer_types", None):
-        return {}  # explicit layer types win over the stride
-    fixed = isinstance(offset_name, int)
-    offset = offset_name if isinstance(offset_name, int) else getattr(text, offset_name)
-    marked = [position for position, old in enumerate(keep) if old % period == offset % period]
-    for new_period in [period, *range(1, len(keep) + 2)]:
-        for new_offset in [offset] if fixed else [offset, *range(new_period)]:
-            found = [i for i in range(len(keep)) if i % new_period == new_offset % new_period]
-            if found == marked and (fixed or new_offset < new_period):
-                change = {period_name: new_period}
-                return change if fixed else {**change, str(offset_name): new_offset}
-    raise InputError(
-        f"model type {text.model_type!r} marks every {period}th layer ({period_name}={period}, "
-        f"offset {offset}) and takes no list; after this cut the marked layers would be "
-        f"{marked} of {len(keep)}, which is no stride: drop whole periods, or layers at an end"
-    )
+
+def _cycle(text: PreTrainedConfig, keep: Sequence[int], _: int) -> list[str]:
+    """recurrent_gemma: repeated over all layers."""
+    return [text.block_types[index % len(text.block_types)] for index in keep]
+
+
+def _from_one(text: PreTrainedConfig, keep: Sequence[int], _: int) -> list[int]:
+    """qwen4_exp: counted from one."""
+    return [place for place, index in enumerate(keep, 1) if index + 1 in text.ple_layer_ids]
+
+
+def _by_root(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> float:
+    """minicpm3: divided by the root of the depth. The same product but for the last bit of a
+    double; torch rounds it to float32, and the structure check asks that it is the same there."""
+    return text.scale_depth * math.sqrt(len(keep) / depth)
+
+
+SPECIAL: dict[str, Callable[[PreTrainedConfig, Sequence[int], int], Any]] = {
+    "attention_types": _runs,
+    "block_types": _cycle,
+    "ple_layer_ids": _from_one,
+    "scale_depth": _by_root,
+}
 
 
 def _is_layer(key: Any, depth: int) -> bool:

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import InputError
+from prunekit.model.oddities import REFUSED
 
 # Config fields that count the decoder layers, under every name they go by.
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
-          "num_decoder_layers")  # fmt: skip
+          "num_decoder_layers", "num_blocks")  # fmt: skip
 
 ATTENTION = re.compile(r"attn|attention|mixer|mamba|conv|recurrent|temporal|time_mix|ssm|delta")
 MLP = re.compile(r"mlp|ffn|feed_forward|moe|channel_mix|fc[12]|experts|router|gate$")
@@ -41,21 +42,30 @@ class Family:
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Family":
         """Read the family off a config. Raises InputError if its layers can't be found."""
+        if config.model_type in REFUSED:
+            raise InputError(
+                f"model type {config.model_type!r} can't be pruned by layers: "
+                f"{REFUSED[config.model_type]}"
+            )
+        depths = _depths(config)
         model = skeleton(config)
-        depth = _depth(config)
+        decoder = _decoder(model)
         lists = [
             (path, module)
             for path, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == depth
+            if isinstance(module, nn.ModuleList) and len(module) in depths
         ]
-        # The decoder is the list that holds most of the model: adapters, per-layer embeddings and
-        # encoders of other modalities are smaller or of another length.
-        lists.sort(key=lambda item: (-_size(item[1]), item[0].count(".")))
+        lists = [item for item in lists if item[0].startswith(decoder)] or lists
+        # Encoders of other modalities lie deeper within the decoder, if at all; per-layer adapters
+        # beside its layers are smaller.
+        lists.sort(key=lambda item: (item[0].count("."), -_size(item[1])))
         if not lists:
+            said = " or ".join(map(str, sorted(depths)))
             raise InputError(
-                f"model type {config.model_type!r}: no list of {depth} decoder layers in it"
+                f"model type {config.model_type!r}: no list of {said} decoder layers in it"
             )
-        return cls(config, model, lists[0][0], depth)
+        path, layers = lists[0]
+        return cls(config, model, path, len(layers))
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers of a model of this family."""
@@ -107,14 +117,23 @@ def text_config(config: PreTrainedConfig) -> tuple[str | None, PreTrainedConfig]
     return None, config
 
 
-def _depth(config: PreTrainedConfig) -> int:
+def _depths(config: PreTrainedConfig) -> set[int]:
+    """What the config may call its number of decoder layers."""
     _, text = text_config(config)
-    if isinstance(depth := getattr(text, "decoder_layers", None), int):
-        return depth
-    for name in DEPTHS:
-        if isinstance(depth := getattr(text, name, None), int):
-            return depth
-    raise InputError(f"model type {config.model_type!r}: its config has no number of layers")
+    found = {getattr(text, name, None) for name in DEPTHS}
+    depths = {depth for depth in found if isinstance(depth, int)}
+    if not depths:
+        raise InputError(f"model type {config.model_type!r}: its config has no number of layers")
+    return depths
+
+
+def _decoder(model: nn.Module) -> str:
+    """The prefix of the names of the text decoder's modules; empty if it is the model itself."""
+    decoder = model.get_decoder()
+    for path, module in model.named_modules():
+        if module is decoder:
+            return f"{path}." if path else ""
+    return ""
 
 
 def _size(module: nn.Module) -> int:

@@ -54,21 +54,29 @@ def load(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") ->
     """
     if dtype not in DTYPES:
         raise InputError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    with _without_bars():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+    place = _device(device)
+    family = Family.of(checkpoint.config)
+    try:
+        with _without_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{checkpoint.name}: the weights do not fit the config: {reason}"
+        ) from error
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info[what]:
             names = ", ".join(map(str, sorted(info[what])[:3]))
             raise InputError(
                 f"{checkpoint.name}: the weights do not fit the config ({what}: {names})"
             )
-    return Loaded(checkpoint, Family.of(checkpoint.config), model.eval().to(_device(device)))
+    return Loaded(checkpoint, family, model.eval().to(place))
 
 
 @contextmanager

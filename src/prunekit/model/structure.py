@@ -8,15 +8,19 @@ may shrink only along one axis, in proportion to the layers: it then packs somet
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.model.family import Family
+from prunekit.model.oddities import BECAUSE, IDLE
 
+# Where a layer stands, by which it finds its place in the cache.
 POSITION = re.compile(r"^(layer_?(idx|id|index|number|num)|.*_?layer_idx)$")
-REFERENCE = re.compile(r"layer_index$|_source_layer$|_donor$")
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ def compare(old: Family, new: Family, keep: Sequence[int]) -> list[Packed]:
     for position, index in enumerate(keep):
         was, becomes = _facts(before[index]), _facts(after[position])
         for fact in sorted(was.keys() | becomes.keys()):
-            if not _same(fact, was.get(fact), becomes.get(fact), keep):
-                raise InputError(
-                    f"model type {kind!r}: layer {index} would stand at position {position}, where "
-                    f"its {fact} would be {becomes.get(fact)} and not {was.get(fact)}"
-                )
+            if _idle(kind, fact) or _same(was.get(fact), becomes.get(fact), old.depth, keep):
+                continue
+            because = f": {BECAUSE[kind]}" if kind in BECAUSE else ""
+            raise InputError(
+                f"model type {kind!r}: layer {index} would stand at position {position}, where "
+                f"its {fact} would be {becomes.get(fact)} and not {was.get(fact)}{because}"
+            )
     return _packed(old, new, keep)
 
 
@@ -64,12 +70,22 @@ def _facts(layer: nn.Module) -> dict[str, Any]:
 def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_plain(entry) for entry in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, dict):
+        return all(_plain(entry) for entry in value.values())
+    return value is None or isinstance(value, (bool, int, float, str, FunctionType, torch.dtype))
 
 
-def _same(fact: str, was: Any, becomes: Any, keep: Sequence[int]) -> bool:
-    if REFERENCE.search(fact) and isinstance(was, int):
-        return was in keep and becomes == list(keep).index(was)
+def _idle(kind: str, fact: str) -> bool:
+    return any(type_ in ("", kind) and fact.endswith(name) for type_, name in IDLE)
+
+
+def _same(was: Any, becomes: Any, depth: int, keep: Sequence[int]) -> bool:
+    if isinstance(was, (list, tuple)) and len(was) == depth and was != becomes:
+        # A list of the config that every layer holds: sliced, like the config.
+        return list(becomes) == [was[index] for index in keep]
+    if isinstance(was, float) and isinstance(becomes, float):
+        # Beside tensors of float32 or less, torch computes with a float32 scalar.
+        return bool(np.float32(was) == np.float32(becomes))
     return bool(was == becomes)
 
 

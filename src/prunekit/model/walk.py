@@ -103,18 +103,17 @@ class _Forward:
             raise InputError("this model type does not run its layers once each, in order")
         _, args, kwargs = self.call
         entering = args[0] if args else kwargs["hidden_states"]
-        if skip and isinstance(self.output, Tensor):
-            self.output = leaving = entering
-        else:
-            # What layers return beside the state is part of their form: until a layer has shown
-            # that there is nothing else, one that is passed over runs all the same.
+        if not skip or self.output is None:
+            # What layers return beside the state is part of their form: as long as no layer has
+            # shown it, one that is passed over runs all the same.
             version = entering._version
             self.output = layer(*args, **kwargs)
             assert entering._version == version, "the layer writes into its entering state"
-            if skip:
-                plain = isinstance(self.output, Tensor)
-                self.output = entering if plain else (entering, *self.output[1:])
-            leaving = self.output if isinstance(self.output, Tensor) else self.output[0]
+        if skip:
+            # What it would have handed on beside the state stays what the layer before it did.
+            plain = isinstance(self.output, Tensor)
+            self.output = entering if plain else (entering, *self.output[1:])
+        leaving = self.output if isinstance(self.output, Tensor) else self.output[0]
         shape = self.tokens.shape
         return _as_states(entering, shape), _as_states(leaving, shape)
 

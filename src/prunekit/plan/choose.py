@@ -30,17 +30,9 @@ def choose(
 
     Raises InputError if that many can't go.
     """
-    layers = scores.base.layers
-    if not 0 <= drop < layers:
-        raise InputError(f"can't drop {drop} of {layers} layers; 0 to {layers - 1} are possible")
-    protected = resolve(protect, layers)
-    if drop > layers - len(protected):
-        raise InputError(
-            f"can't drop {drop} layers: {len(protected)} of {layers} are protected, "
-            f"which leaves {layers - len(protected)}"
-        )
+    protected = check_request(scores.base.layers, drop, protect)
     chosen = list(plugins.make("plan.choosers", chooser, options).choose(scores, drop, protected))
-    free = set(range(layers)) - protected
+    free = set(range(scores.base.layers)) - protected
     if len(chosen) != drop or len(free.intersection(chosen)) != drop:
         raise InputError(f"chooser {chooser!r} gave {chosen}, not {drop} unprotected layers")
     made_by = {
@@ -52,6 +44,22 @@ def choose(
         "layers_in_order": chosen,
     }
     return Plan((Drop(tuple(sorted(chosen))),), scores.base, made_by, scores.text)
+
+
+def check_request(layers: int, drop: int, protect: Sequence[int]) -> frozenset[int]:
+    """The protected layers, counted from 0, if `drop` of the others can go.
+
+    Raises InputError if not.
+    """
+    if not 0 <= drop < layers:
+        raise InputError(f"can't drop {drop} of {layers} layers; 0 to {layers - 1} are possible")
+    protected = resolve(protect, layers)
+    if drop > layers - len(protected):
+        raise InputError(
+            f"can't drop {drop} layers: {len(protected)} of {layers} are protected, "
+            f"which leaves {layers - len(protected)}"
+        )
+    return protected
 
 
 def resolve(protect: Sequence[int], layers: int) -> frozenset[int]:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import yaml
@@ -132,7 +131,7 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     unknown = record.keys() - {"base", "edits", "made_by", "text"}
     if unknown:
         raise InputError(
-            f"{file}: unknown key {short(min(map(str, unknown)))}; "
+            f"{file}: unknown key {_shown(min(map(str, unknown)))}; "
             "a plan has base, edits, made_by, text"
         )
     edits = record.get("edits")
@@ -163,7 +162,7 @@ def _edit(edit: Any, where: str) -> Drop:
         raise InputError(f"{where}: one edit such as `drop: [5, 6]` is expected")
     ((kind, value),) = edit.items()
     if kind != "drop":
-        raise InputError(f"{where}: no edit called {short(kind)}; there are: drop")
+        raise InputError(f"{where}: no edit called {_shown(kind)}; there are: drop")
     return Drop(parse_layers(value, f"{where}.drop"))
 
 
@@ -177,9 +176,17 @@ def parse_layers(value: Any, where: str) -> tuple[int, ...]:
         block = BLOCK.fullmatch(entry) if isinstance(entry, str) else None
         start, end = map(int, block.groups()) if block else (0, 0)
         if start >= end:
-            raise InputError(f"{where}: {short(entry)} is neither a layer (5) nor a block (5:9)")
+            raise InputError(f"{where}: {_shown(entry)} is neither a layer (5) nor a block (5:9)")
         layers.extend(range(start, end))
     return tuple(layers)
+
+
+def _shown(value: Any) -> str:
+    """A value from a file, short: YAML's aliases can make a small file's value endless."""
+    if isinstance(value, list | dict | set):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _base(record: Any, file: Path) -> Base | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.load import load
+from prunekit.model.load import Loaded, load
 from prunekit.model.walk import Observer
 
 TOKENS = 48
@@ -27,12 +27,13 @@ class Logits(Observer):
 
 def check_drop(base: Checkpoint, dropped: Collection[int], made: Checkpoint) -> None:
     """Raises InputError unless `made`, opened and run by transformers, gives the logits of `base`
-    with the layers `dropped` passed over."""
+    with the layers `dropped` passed over, and generates if `base` does."""
     tokens = probe(base)
     logits = Logits()
     load(base).walk([tokens], logits, skip=dropped)
+    loaded = load(made)
     with torch.no_grad():
-        found = load(made).model(input_ids=tokens).logits
+        found = loaded.model(input_ids=tokens).logits
     expected = logits.logits[0]
     if not torch.equal(expected, found):
         worst = (expected.float() - found.float()).abs().max().item()
@@ -40,6 +41,24 @@ def check_drop(base: Checkpoint, dropped: Collection[int], made: Checkpoint) -> 
             f"model type {base.model_type!r}: the cut model's logits differ from the base model's "
             f"with those layers skipped (by up to {worst:.3g}), so it was not kept"
         )
+    failure = failure_to_generate(loaded, tokens)
+    del loaded
+    if failure and not failure_to_generate(load(base), tokens):
+        raise InputError(
+            f"model type {base.model_type!r}: transformers can't generate with the cut model, as "
+            f"it can with the base model ({failure}), so it was not kept"
+        )
+
+
+def failure_to_generate(loaded: Loaded, tokens: Tensor) -> str | None:
+    """Why transformers can't generate with a model; None if it can."""
+    try:
+        loaded.model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=2, do_sample=False
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    return None
 
 
 def probe(checkpoint: Checkpoint) -> Tensor:

@@ -5,7 +5,8 @@ kept weights are the same bytes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
@@ -44,7 +45,8 @@ def drop(
 def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
     """What stands before a layer's number in the names on disk, for example `model.layers.`.
 
-    Raises InputError if no prefix, or more than one, numbers all the layers.
+    Of several prefixes that number as many layers (a vision tower's, say), it is the one below
+    which most tensors have a decoder layer's names and shapes. Raises InputError if none is.
     """
     numbers: dict[str, set[int]] = {}
     for name in checkpoint.tensors:
@@ -52,17 +54,27 @@ def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
             numbers.setdefault(name[: match.start()], set()).add(int(match[0]))
     wanted = set(range(family.depth))
     whole = [prefix for prefix, found in numbers.items() if wanted <= found]
-    last = family.path.rpartition(".")[2]
-    fitting = [p for p in whole if f"{family.path}.".endswith(p) or p.endswith(f".{last}.")] or whole
+    layers = family.layers(family.skeleton).state_dict()
+    alike = {prefix: _alike(checkpoint, prefix, layers) for prefix in whole}
+    fitting = [prefix for prefix in whole if alike[prefix] == max(alike.values())]
     if len(fitting) > 1:
-        same = [p for p in fitting if p == f"{family.path}."]
-        fitting = same or fitting
+        fitting = [p for p in fitting if f"{family.path}.".endswith(p)] or fitting
     if len(fitting) != 1:
         raise InputError(
             f"{checkpoint.name}: can't tell the {family.depth} layers among the tensors on disk "
             f"({', '.join(fitting) or 'no name numbers them all'})"
         )
     return fitting[0]
+
+
+def _alike(checkpoint: Checkpoint, prefix: str, layers: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tensors below a prefix have names, and shapes too, of the layers in memory."""
+    pairs = [
+        (checkpoint.tensors[prefix + name].shape, tuple(tensor.shape))
+        for name, tensor in layers.items()
+        if prefix + name in checkpoint.tensors
+    ]
+    return len(pairs), sum(stored == wanted for stored, wanted in pairs)
 
 
 def _outside(

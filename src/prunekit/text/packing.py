@@ -72,9 +72,10 @@ def load_text(
     length: int,
     samples: int | None = None,
     seed: int | None = None,
+    at_most: bool = False,
 ) -> Text:
     """Open a source and pack it. Raises InputError as `open_source` and `pack` do."""
-    return pack(open_source(source), tokenizer, length, samples, seed)
+    return pack(open_source(source), tokenizer, length, samples, seed, at_most=at_most)
 
 
 def pack(
@@ -83,11 +84,14 @@ def pack(
     length: int,
     samples: int | None = None,
     seed: int | None = None,
+    *,
+    at_most: bool = False,
 ) -> Text:
     """Tokenise the joined documents at once and cut them into samples of `length` tokens.
 
     The remainder is dropped. Without `samples` all are kept. With `seed` that many are drawn
-    without replacement and kept in text order; without it they are the first ones. Special
+    without replacement and kept in text order; without it they are the first ones. With `at_most`,
+    a text that has fewer gives all it has. Special
     tokens are those that the tokenizer adds by itself, so a beginning-of-sequence token stands
     at most once, at the very start.
 
@@ -103,6 +107,8 @@ def pack(
             f"{documents.source!r} is too short: it has {len(ids)} tokens and one sample takes "
             f"{length}; give more text or a smaller length"
         )
+    if samples is not None and at_most:
+        samples = min(samples, available)
     if samples is not None and samples > available:
         raise InputError(
             f"{documents.source!r} has no {samples} samples of {length} tokens: "

@@ -1,4 +1,4 @@
-"""Demo: the whole flow on the small trained model that ships with the package, without a network."""
+"""Demo: the whole flow on the small trained model that ships with the package; no network."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from prunekit.plan.choose import choose
 from prunekit.surgery.write import refuse_existing
 from prunekit.verbs.cut import cut
 from prunekit.verbs.evaluate import TEST, Results, facts, measure_perplexity
-from prunekit.verbs.score import CALIBRATE, open_model, pack_for, run
+from prunekit.verbs.score import CALIBRATE, open_model, pack_for, pack_to_calibrate, run
 from prunekit.verbs.watch import Watch, unwatched
 
 # Each criterion with the chooser of the paper that it comes from.
@@ -38,8 +38,8 @@ def demo(out: str | Path, *, device: str = "cpu", watch: Watch = unwatched) -> l
     """
     refuse_existing(Path(out))
     dense = open_model("demo", "auto", device)
-    calibrate = pack_for(dense, CALIBRATE, samples=SAMPLES, length=None, seed=0)
-    test = pack_for(dense, TEST, samples=SAMPLES, length=None, seed=None)
+    calibrate = pack_to_calibrate(dense, CALIBRATE, samples=SAMPLES, length=None, seed=0)
+    test = pack_for(dense, TEST, samples=SAMPLES, length=None)
     judges = {name: plugins.make("criteria", name) for name in METHODS}
     loss = measure_perplexity(dense, test, None, watch)
     rows = [Row("dense", (), Results(**facts(dense), perplexity=loss))]
@@ -55,7 +55,9 @@ def demo(out: str | Path, *, device: str = "cpu", watch: Watch = unwatched) -> l
                 rows.append(Row(name, plan.dropped, Results(**facts(made), perplexity=loss)))
                 if name == KEPT[0]:
                     timed.append(made)
-        speeds = dict(zip([model.family.depth for model in timed], decode_speed(timed), strict=True))
+        speeds = dict(
+            zip([model.family.depth for model in timed], decode_speed(timed), strict=True)
+        )
     return [
         replace(row, results=replace(row.results, latency=speeds[row.results.layers]))
         for row in rows

@@ -55,7 +55,7 @@ def evaluate(
     for loaded in opened:
         lost = None
         if "perplexity" in measure:
-            packed = pack_for(loaded, text, samples=samples, length=length, seed=None)
+            packed = pack_for(loaded, text, samples=samples, length=length)
             lost = measure_perplexity(loaded, packed, batch, watch)
         measured.append(lost)
     speeds: Sequence[Decode | None] = [None] * len(opened)
@@ -85,12 +85,14 @@ def measure_perplexity(loaded: Loaded, text: Text, batch: int | None, watch: Wat
 
 def calibrated_on(checkpoint: Checkpoint) -> set[str]:
     """Digests of the texts that any cut in the checkpoint's history was calibrated on."""
-    digests = set()
+    digests: set[str] = set()
     story: dict[str, Any] | None = checkpoint.story
     while story:
-        digests.add((story.get("calibration_text") or {}).get("digest"))
+        text = story.get("calibration_text")
+        if text:
+            digests.add(text["digest"])
         story = story.get("before")
-    return digests - {None}
+    return digests
 
 
 def facts(loaded: Loaded) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunekit import plugins
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.plan.choose import choose
+from prunekit.plan.choose import check_request, choose
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Scores
 from prunekit.surgery.apply import tell
@@ -14,7 +15,14 @@ from prunekit.surgery.write import refuse_existing
 from prunekit.text.packing import check_disjoint
 from prunekit.verbs.cut import cut
 from prunekit.verbs.evaluate import TEST, Results, facts, measure_perplexity
-from prunekit.verbs.score import CALIBRATE, SAMPLES, open_model, pack_for, score
+from prunekit.verbs.score import (
+    CALIBRATE,
+    make_criterion,
+    open_model,
+    pack_for,
+    pack_to_calibrate,
+    run,
+)
 from prunekit.verbs.watch import Watch, unwatched
 
 
@@ -41,7 +49,7 @@ def prune(
     chooser: str = "block",
     protect: Sequence[int] = (),
     text: str = CALIBRATE,
-    samples: int | None = SAMPLES,
+    samples: int | None = None,
     test: str = TEST,
     test_samples: int | None = None,
     length: int | None = None,
@@ -59,15 +67,15 @@ def prune(
     """
     refuse_existing(Path(out))
     loaded = open_model(model, dtype, device)
-    calibrate = pack_for(loaded, text, samples=samples, length=length, seed=seed)
-    unseen = pack_for(loaded, test, samples=test_samples, length=length, seed=None)
+    check_request(loaded.family.depth, drop, protect)
+    plugins.find("plan.choosers", chooser)
+    calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
+    unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
-    (scores,) = score(
-        loaded, criterion=criterion, options=options, text=text, samples=samples, length=length,
-        batch=batch, seed=seed, watch=watch,
-    )  # fmt: skip
-    plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
+    judge = make_criterion(criterion, dict(options or {}))
     dense = Results(**facts(loaded), perplexity=measure_perplexity(loaded, unseen, batch, watch))
+    (scores,) = run(loaded, {criterion: judge}, calibrate, batch, seed, watch)
+    plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
     checkpoint = loaded.checkpoint
     del loaded  # the cut opens the model anew, to check itself against it: hold it once
     made = open_model(cut(checkpoint, plan, out).folder, dtype, device)

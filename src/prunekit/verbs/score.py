@@ -26,7 +26,7 @@ def score(
     criterion: str | Sequence[str] = "angular",
     options: Mapping[str, Any] | None = None,
     text: str = CALIBRATE,
-    samples: int | None = SAMPLES,
+    samples: int | None = None,
     length: int | None = None,
     batch: int | None = None,
     seed: int = 0,
@@ -36,14 +36,16 @@ def score(
 ) -> list[Scores]:
     """Scores of every block length by each criterion, in the order asked for, from one walk.
 
-    `options` are the criterion's own (with several criteria, each takes those it has); `seed` draws
-    the samples. Raises InputError for anything a user can mend.
+    `options` are the criterion's own (with several criteria, each takes those it has); `samples` is
+    128, or as many as the text has, unless given; `seed` draws them. Raises InputError for anything
+    a user can mend.
     """
     wanted = [criterion] if isinstance(criterion, str) else list(criterion)
-    judges = [_make(name, dict(options or {}), alone=len(wanted) == 1) for name in wanted]
+    shared = len(wanted) > 1
+    judges = {name: make_criterion(name, dict(options or {}), shared=shared) for name in wanted}
     loaded = open_model(model, dtype, device)
-    packed = pack_for(loaded, text, samples=samples, length=length, seed=seed)
-    return run(loaded, dict(zip(wanted, judges, strict=True)), packed, batch, seed, watch)
+    packed = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
+    return run(loaded, judges, packed, batch, seed, watch)
 
 
 def run(
@@ -86,8 +88,24 @@ def open_model(model: str | Path | Loaded, dtype: str, device: str) -> Loaded:
     return load(Checkpoint.open(model), dtype=dtype, device=device)
 
 
+def pack_to_calibrate(
+    loaded: Loaded, source: str, *, samples: int | None, length: int | None, seed: int
+) -> Text:
+    """Samples drawn from a source by `seed`; SAMPLES of them, or as many as there are, if None."""
+    return pack_for(
+        loaded, source, samples=SAMPLES if samples is None else samples, length=length, seed=seed,
+        at_most=samples is None,
+    )  # fmt: skip
+
+
 def pack_for(
-    loaded: Loaded, source: str, *, samples: int | None, length: int | None, seed: int | None
+    loaded: Loaded,
+    source: str,
+    *,
+    samples: int | None,
+    length: int | None,
+    seed: int | None = None,
+    at_most: bool = False,
 ) -> Text:
     """A source as samples that the model takes.
 
@@ -99,8 +117,9 @@ def pack_for(
     elif isinstance(most, int) and length > most > 0:
         raise InputError(f"length {length}: {loaded.checkpoint.name} takes at most {most} tokens")
     return load_text(
-        source, loaded.checkpoint.tokenizer, length=length, samples=samples, seed=seed
-    )
+        source, loaded.checkpoint.tokenizer, length=length, samples=samples, seed=seed,
+        at_most=at_most,
+    )  # fmt: skip
 
 
 def batch_size(batch: int | None, length: int) -> int:
@@ -110,8 +129,9 @@ def batch_size(batch: int | None, length: int) -> int:
     return batch or max(1, LENGTH // length)
 
 
-def _make(name: str, options: dict[str, Any], *, alone: bool) -> Criterion:
-    if not alone:
+def make_criterion(name: str, options: dict[str, Any], *, shared: bool = False) -> Criterion:
+    """A criterion with its options; with `shared` options, those of them that it has."""
+    if shared:
         known = plugins.options(plugins.find("criteria", name))
         options = {key: value for key, value in options.items() if key in known}
     judge = plugins.make("criteria", name, options)

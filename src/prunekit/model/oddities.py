@@ -1,0 +1,72 @@
+"""What single model types do that no general rule covers, each with its reason."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedConfig
+
+# Types whose layers can't be dropped one by one at all.
+REFUSED = {
+    "cpmant": "the tokens that it is given see one another, so it predicts none of them",
+    "blt": "it has three stacks of layers (bytes in, patches, bytes out) and not one",
+    "hrm_text": "it runs its two stacks of layers in cycles, so a layer has no single place",
+    "prophetnet": "in transformers its predictions see a little of later tokens",
+    "reformer": "its reversible layers carry two streams, so no layer can be passed over",
+    "xlm": "it keeps attentions, MLPs and norms in separate lists, not in a list of layers",
+    "zamba2": "its shared blocks hold an adapter for every layer that uses them",
+}
+
+# Attributes of a layer that may change with its position because nothing is computed from them:
+# model type (or "" for every type) and the end of the attribute's name.
+IDLE = {
+    # Which layers share is compared as such (sharing.py); a donor without takers stores in vain.
+    ("", "store_full_length_kv"): "only says that a later layer reads the keys and values",
+    ("big_bird", "attention.seed"): "random attention is drawn in training only, never in a decoder",
+    ("minimax", "num_hidden_layers"): "only initialises the decay rates, which are stored",
+}
+
+# Why a kept layer can't stand at another position, where that is a property of the type.
+BECAUSE = {
+    "beam": "it weighs each layer's output by the layer's position",
+    "diffllama": "its attention computes with the layer's position",
+    "gpt_neox_japanese": "only its last layer has an attention bias, so the last layer must stay",
+    "modernbert-decoder": "its first layer has no norm before attention, so layer 0 must stay",
+    "qwen4_exp_text": "the hashes of its n-gram layers depend on their rank among each other",
+    "rwkv": "its first layer has one more norm, so layer 0 must stay",
+    "zaya": "the router of its first layer is unlike the others, so layer 0 must stay",
+}
+
+
+def objection(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> str | None:
+    """Why a cut changes maths that no attribute of a layer shows; None if it does not."""
+    rule = POSITIONAL.get(text.model_type)
+    return rule(text, keep, depth) if rule else None
+
+
+def _halvings(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> str | None:
+    every = text.rescale_every
+    before = [index // every for index in (*keep, depth)] if every > 0 else []
+    if all(count == place // every for place, count in enumerate(before)):
+        return None
+    return (
+        f"it halves its states after every {every}th layer (rescale_every={every}); "
+        "only cuts after the last halving keep its maths"
+    )
+
+
+def _residual_blocks(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> str | None:
+    size = text.n_layers_per_attn_res_block
+    # (its block, whether it opens one) for every layer; and the last block.
+    before = [(i // size, i % size == 0) for i in keep] + [((depth - 1) // size, False)]
+    after = [(i // size, i % size == 0) for i in range(len(keep))]
+    if before == [*after, ((len(keep) - 1) // size, False)]:
+        return None
+    return (
+        f"it keeps the states before every {size}th layer (n_layers_per_attn_res_block={size}) and "
+        "attends to them; only layers after the last of these can go"
+    )
+
+
+POSITIONAL: dict[str, Callable[[PreTrainedConfig, Sequence[int], int], str | None]] = {
+    "inkling2_text": _residual_blocks,
+    "rwkv": _halvings,
+}

@@ -1,0 +1,199 @@
+"""The command line: every verb, and every bad input gives one line, exit code 2 and no output."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prunekit.cli import app
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Runs a command line in an empty folder; its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prunekit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def small(words: tuple[Path, Path]) -> list[object]:
+    return ["--text", words[0], "--samples", 4, "--length", 32]
+
+
+def test_prune_writes_a_checkpoint_and_says_what_it_cost(run, tiny_llama, words, small) -> None:
+    code, out, err = run(
+        "prune", tiny_llama, "-o", "out", "--drop", 3, *small, "--test", words[1], "--json"
+    )
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["dense"]["layers"], record["pruned"]["layers"]) == (8, 5)
+    assert record["pruned"]["parameters"] < record["dense"]["parameters"]
+    assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 5
+    story = json.loads(Path("out/prunekit.json").read_text())
+    assert story["measures"]["pruned"]["perplexity"] == record["pruned"]["perplexity"]
+    code, out, _ = run("show", "out")
+    assert code == 0
+    assert "layers removed" in out
+
+
+def test_each_arrow_is_a_file(run, tiny_llama, small) -> None:
+    assert run("score", tiny_llama, "-o", "scores.json", *small)[0] == 0
+    assert run("plan", "scores.json", "--drop", 2, "-o", "plan.yaml", "--protect", "0,-1")[0] == 0
+    assert run("cut", tiny_llama, "plan.yaml", "-o", "out")[0] == 0
+    code, out, _ = run("show", "plan.yaml", "--as", "mergekit")
+    Path("mergekit.yaml").write_text(out)
+    assert code == 0
+    assert run("cut", tiny_llama, "mergekit.yaml", "-o", "again")[0] == 0
+    assert (
+        Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    )
+    code, out, _ = run("show", "scores.json", "--as", "csv")
+    rows = out.splitlines()
+    assert rows[0] == "block_start,block_end,average_distance"
+    assert len(rows) == 1 + 8 * 9 // 2
+    for form in ("png", "svg"):
+        assert run("show", "scores.json", "--as", form, "--drop", 2)[0] == 0
+        assert Path(f"scores.{form}").stat().st_size > 1000
+    code, out, _ = run("evaluate", tiny_llama, "out", "--text", "stdlib/test", "--samples", 2,
+                       "--length", 32, "--measure", "perplexity,latency", "--json")  # fmt: skip
+    assert code == 0
+    assert [result["layers"] for result in json.loads(out)] == [8, 6]
+
+
+def test_plan_edited_by_hand_is_applied(run, tiny_llama, small) -> None:
+    run("score", tiny_llama, "-o", "scores.json", *small)
+    run("plan", "scores.json", "--drop", 2, "-o", "plan.yaml")
+    plan = yaml.safe_load(Path("plan.yaml").read_text())
+    plan["edits"] = [{"drop": ["1:3", 6]}]
+    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    assert run("cut", tiny_llama, "plan.yaml", "-o", "out")[0] == 0
+    assert json.loads(Path("out/prunekit.json").read_text())["dropped"] == [1, 2, 6]
+
+
+def test_lists(run) -> None:
+    for what, name in {"criteria": "angular", "choosers": "lowest", "edits": "drop",
+                       "measures": "perplexity"}.items():  # fmt: skip
+        code, out, _ = run("list", what)
+        assert code == 0
+        assert any(line.startswith(name) for line in out.splitlines())
+
+
+BAD = {
+    "no such model": ["prune", "nothing/", "--drop", "1"],
+    "no such command": ["prun"],
+    "no drop": ["prune", "LLAMA"],
+    "drop is no number": ["prune", "LLAMA", "--drop", "x"],
+    "drop too many": ["prune", "LLAMA", "--drop", "8"],
+    "drop negative": ["prune", "LLAMA", "--drop", "-1"],
+    "protect out of range": ["prune", "LLAMA", "--drop", "1", "--protect", "8"],
+    "protect no number": ["prune", "LLAMA", "--drop", "1", "--protect", "first"],
+    "protect too many": ["prune", "LLAMA", "--drop", "5", "--protect", "0,1,2,-1"],
+    "no block avoids": ["prune", "LLAMA", "--drop", "4", "--protect", "3,-4"],
+    "unknown criterion": ["prune", "LLAMA", "--drop", "1", "--criterion", "angualr"],
+    "unknown option": ["prune", "LLAMA", "--drop", "1", "-O", "token=all"],
+    "wrong value": ["prune", "LLAMA", "--drop", "1", "-O", "tokens=some"],
+    "no value": ["prune", "LLAMA", "--drop", "1", "-O", "tokens"],
+    "no private criterion": ["prune", "LLAMA", "--drop", "1", "--criterion", "./mine.py"],
+    "unknown chooser": ["prune", "LLAMA", "--drop", "1", "--choose", "blok"],
+    "unknown flag": ["prune", "LLAMA", "--drop", "1", "--nothing"],
+    "no such text": ["prune", "LLAMA", "--drop", "1", "--text", "gone.txt"],
+    "empty text": ["prune", "LLAMA", "--drop", "1", "--text", "EMPTY"],
+    "short text": ["prune", "LLAMA", "--drop", "1", "--text", "SHORT"],
+    "too many samples": ["prune", "LLAMA", "--drop", "1", "--samples", "100000"],
+    "no samples": ["prune", "LLAMA", "--drop", "1", "--samples", "0"],
+    "too long": ["prune", "LLAMA", "--drop", "1", "--length", "100000"],
+    "no length": ["prune", "LLAMA", "--drop", "1", "--length", "1"],
+    "no batch": ["prune", "LLAMA", "--drop", "1", "--batch", "0"],
+    "unknown dtype": ["prune", "LLAMA", "--drop", "1", "--dtype", "float23"],
+    "unknown device": ["prune", "LLAMA", "--drop", "1", "--device", "tpu9"],
+    "calibration is test": ["prune", "LLAMA", "--drop", "1", "--test", "stdlib/calibrate"],
+    "no such plan": ["cut", "LLAMA", "gone.yaml"],
+    "plan is no plan": ["cut", "LLAMA", "SHORT"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_written(run, case, tiny_llama, tmp_path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    places = {"LLAMA": tiny_llama, "EMPTY": "empty.txt", "SHORT": "short.txt"}
+    arguments = [places.get(word, word) for word in BAD[case]]
+    if case != "no such command":
+        arguments += ["-o", "out"]
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(*arguments)
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("prunekit: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_existing_output_is_never_touched(run, tiny_llama, small, words) -> None:
+    Path("out").mkdir()
+    Path("out/mine").write_text("mine")
+    for command in (
+        ["prune", tiny_llama, "-o", "out", "--drop", 1, *small, "--test", words[1]],
+        ["demo", "out"],
+    ):
+        code, _, err = run(*command)
+        assert code == 2
+        assert "exists" in err
+    assert [file.name for file in Path("out").iterdir()] == ["mine"]
+
+
+def test_evaluate_and_list_refuse_bad_input(run, tiny_llama) -> None:
+    assert "did you mean 'perplexity'" in run("evaluate", tiny_llama, "--measure", "perplexty")[2]
+    assert "did you mean 'criteria'" in run("list", "criterias")[2]
+    assert run("show", tiny_llama, "--as", "csv")[0] == 2
+
+
+def test_plan_for_another_model_is_refused(run, tiny_llama, small, tmp_path) -> None:
+    run("score", tiny_llama, "-o", "scores.json", *small)
+    run("plan", "scores.json", "--drop", 2, "-o", "plan.yaml")
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    code, _, err = run("cut", other, "plan.yaml", "-o", "out")
+    assert code == 2
+    assert "made for" in err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "criteria"]])
+def test_help_and_list_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom prunekit.cli.app import main\n"
+        f"sys.argv = ['prunekit', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False False"
+    assert done.stdout
+
+
+def test_module_runs_as_a_program(tiny_llama: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit", "show", str(tiny_llama)],
+        capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert "llama" in done.stdout
+    assert time.monotonic() - start < 120
