@@ -95,13 +95,13 @@ def test_a_count_of_first_layers_counts_those_that_stay() -> None:
 
 
 def test_layers_that_share_keys_and_values_stay_with_their_donors() -> None:
-    # Of sliding, sliding, full, sliding, sliding, full, sliding the last two reuse the keys and
-    # values of layers 2 (full) and 4 (sliding).
-    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 3
-    config = tiny("gemma4_text", 7, layer_types=kinds[:7], num_kv_shared_layers=2)
-    assert cut(config, [0, 2, 4, 5, 6], 7)["num_kv_shared_layers"] == 2
-    assert cut(config, [0, 2, 3, 5], 7)["num_kv_shared_layers"] == 1  # 4 and its taker are gone
-    with pytest.raises(InputError, match="layer 6 uses the keys and values of layer 4: keep lay"):
+    # Layers 5 (sliding) and 6 (full) reuse the keys and values of layers 4 and 3.
+    kinds = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+    config = tiny("gemma4_text", 7, layer_types=[*kinds, "sliding_attention", "full_attention"],
+                  num_kv_shared_layers=2)  # fmt: skip
+    assert cut(config, [0, 3, 4, 5, 6], 7)["num_kv_shared_layers"] == 2
+    assert cut(config, [0, 1, 3, 6], 7)["num_kv_shared_layers"] == 1  # 4 and its taker are gone
+    with pytest.raises(InputError, match="layer 5 uses the keys and values of layer 4: keep lay"):
         cut(config, [0, 1, 2, 3, 5, 6], 7)
 
 
@@ -155,6 +155,14 @@ def test_the_depth_under_another_name_is_cut_too() -> None:
     result = keep_layers(config, {**config.to_dict(), "num_hidden_layers": 4}, [0, 3], 4)
     assert result["n_layer"] == 2
     assert read(config, result).num_hidden_layers == 2
+
+
+def test_a_hybrid_keeps_an_attention_layer() -> None:
+    config = tiny_config("qwen3_next", 6)
+    assert config.layer_types.index("full_attention") == 3
+    assert cut(config, [3, 5], 6)["layer_types"] == ["full_attention", "linear_attention"]
+    with pytest.raises(InputError, match="no attention layer would stay.*keep one at least"):
+        cut(config, [0, 1, 5], 6)
 
 
 def test_maths_that_depends_on_the_position_is_refused() -> None:

@@ -23,7 +23,8 @@ from prunekit.plan.plan import Drop, Plan
 from prunekit.surgery.apply import apply
 
 LAYERS = 6
-CUTS = {"prefix": (0,), "suffix": (5,), "block": (2, 3), "scattered": (1, 4)}
+# Layer 3, the only attention of a tiny qwen3_next, stays.
+CUTS = {"prefix": (0,), "suffix": (5,), "block": (1, 2), "scattered": (1, 4)}
 # fmt: off
 TYPES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "opt",
