@@ -47,6 +47,9 @@ def test_many_layers_wrap_and_every_line_begins_with_a_number() -> None:
     assert second == "░" * 30 + "█" * 15 + "◆"
     assert below_second.split() == ["80", "90", "100", "110", "120"]
     assert legend == "█ 84 kept   ░ 40 dropped   ◆ 2 protected"
+    first, _, second, below_second, _ = printed(layer_strip(126, []), width=76)
+    assert (len(first), len(second)) == (70, 56)
+    assert below_second.startswith("70 ")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

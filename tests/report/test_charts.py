@@ -165,7 +165,7 @@ def texts(file: Path) -> list[str]:
     return ["".join(text.itertext()) for text in xml.parse(file).getroot().iter(f"{SVG}text")]
 
 
-@pytest.mark.parametrize(("name", "source"), pairwise(NAMES), ids=range(len(NAMES) - 1))
+@pytest.mark.parametrize(("name", "source"), list(pairwise(NAMES)), ids=range(len(NAMES) - 1))
 @pytest.mark.filterwarnings("error")
 def test_names_of_strangers_are_shown_as_they_are(name: str, source: str, tmp_path: Path) -> None:
     file = tmp_path / "scores.svg"

@@ -324,7 +324,7 @@ def _show_plan(file: Path, as_: str | None, out: Path | None, json: bool) -> Non
         print(plan.to_yaml(), end="")
         if plan.base:
             plan.kept(plan.base.layers)
-            _picture(plan.base.layers, plan.dropped, plan.made_by.get("protect", ()))
+            _picture(plan.base.layers, plan.dropped)
 
 
 def _show_scores(

@@ -14,7 +14,7 @@ STYLES = {KEPT: "blue", DROPPED: "bright_red", PROTECTED: "yellow"}
 GLYPHS = {KEPT: "█", DROPPED: "░", PROTECTED: "◆"}
 ASCII_GLYPHS = {KEPT: "#", DROPPED: ".", PROTECTED: "P"}
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-LOGARITHMIC = 1000  # the ratio of largest to smallest score from which the scale is logarithmic
+LOGARITHMIC = 20  # the ratio of largest to smallest score from which the scale is logarithmic
 
 
 def layer_strip(

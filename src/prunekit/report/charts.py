@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCORE = "score (low = safe to remove)"
 SUFFIXES = (".png", ".svg")
 BLUE, VERMILLION = "#0072B2", "#D55E00"  # Okabe and Ito's colours
-LOGARITHMIC = 1000  # the ratio of largest to smallest score from which the scale is logarithmic
+LOGARITHMIC = 20  # the ratio of largest to smallest score from which the scale is logarithmic
 STYLE = {
     "figure.dpi": 144,
     "font.size": 9,
