@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny import UNBUILDABLE, causal_types, tiny_model
 
 from prunekit.errors import InputError
-from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.checkpoint import CAUSAL_IF, Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import load
 from prunekit.plan.plan import Drop, Plan
@@ -128,7 +128,7 @@ def generation(checkpoint: Checkpoint) -> str:
 def plain(error: Exception, base: Path) -> str:
     """The error's text without this run's folders."""
     text = " ".join(str(error).split()).replace(f"{base}: ", "").replace(str(base), "MODEL")
-    return re.sub(rf"{base.parent}\S*?: ", "", text)[:400]
+    return re.sub(rf"{base.parent}\S*?: ", "", text)[:800]
 
 
 def quiet() -> None:
@@ -148,36 +148,47 @@ def attempt(kind: str) -> Result:
 def page(results: list[Result]) -> str:
     """docs/families.md."""
     counts = count(results)
-    reasons: dict[str, list[str]] = defaultdict(list)  # reason -> cuts
+    defects = f", and {counts.pop('defect')} have defects" if counts["defect"] else ""
+    reasons: dict[str, list[str]] = defaultdict(list)  # reason -> types, with their cuts
     for result in results:
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, outcome in result.cuts.items():
-            if outcome != "exact":
-                groups[reason(outcome)].append(name)
-        for why, names in groups.items():
-            reasons[why].append(f"`{result.kind}` ({', '.join(names)})")
+        for why, names in refusals(result).items():
+            which = "" if len(names) == len(CUTS) else f" ({', '.join(names)})"
+            reasons[why].append(f"`{result.kind}`{which}")
     lines = [
         INTRO.format(
             transformers=transformers.__version__, torch=torch.__version__.partition("+")[0],
             layers=LAYERS, cuts="; ".join(f"{n}: layers {', '.join(map(str, c))}"
                                           for n, c in CUTS.items()),
-            types=len(results), **counts,
+            types=len(results), defects=defects, **counts,
         ),
         "| type | where its layers are | " + " | ".join(CUTS) + " | walk = forward | remark |",
         "|---|---|" + "---|" * len(CUTS) + "---|---|",
     ]  # fmt: skip
     for result in results:
         marks = ["exact" if result.cuts.get(name) == "exact" else "refused" for name in CUTS]
-        remark = "; ".join(result.defects)
+        remarks = [*result.defects, *refusals(result)]
         if result.generation:
-            remark = f"in transformers itself, generation {result.generation}"
+            remarks.append(f"in transformers itself, generation {result.generation}")
+        if result.kind in CAUSAL_IF:
+            switch, causal = CAUSAL_IF[result.kind]
+            remarks.append(f"an encoder, and refused, unless {switch}={causal}")
         walked = "yes" if result.walk else "not run"
-        lines.append(f"| {result.kind} | {code(result.path)} | {' | '.join(marks)} | {walked} | {remark} |")
-    lines += ["", "## Why cuts are refused", ""]
-    lines += [f"- {', '.join(kinds)}: {why}" for why, kinds in sorted(reasons.items())]
+        row = [result.kind, code(result.path), *marks, walked, "; ".join(remarks)]
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "## Why cuts are refused", "", "(The cuts in brackets; without, all four.)", ""]
+    lines += [f"- {why}: {', '.join(kinds)}" for why, kinds in sorted(reasons.items())]
     lines += ["", "## Types of which no tiny model can be built", ""]
     lines += [f"- `{kind}`: {why}" for kind, why in sorted(UNBUILDABLE.items())]
     return "\n".join(lines) + "\n"
+
+
+def refusals(result: Result) -> dict[str, list[str]]:
+    """Reasons, with the cuts that they refuse."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, outcome in result.cuts.items():
+        if outcome != "exact":
+            groups[reason(outcome)].append(name)
+    return groups
 
 
 INTRO = """# Which model types can be cut
@@ -187,23 +198,43 @@ torch {torch} (float32, CPU); run it again after an upgrade.
 
 For every model type that transformers maps to a causal language model, a tiny random model of
 {layers} layers was built, with the differences between layers that the family has, and four cuts
-were tried ({cuts}). *exact*: plain transformers opens the cut checkpoint, its logits equal the dense
-model's with those layers skipped (difference 0), and it generates, the same with a cache as without.
-*refused*: nothing is written, and the reason is given (below). There is no third outcome: before a
-cut takes its name on disk it is opened, run and compared.
+were tried:
+{cuts}.
 
+- *exact*: plain transformers opens the cut checkpoint, its logits equal the dense model's with
+  those layers skipped (difference 0), and it generates, the same with a cache as without.
+- *refused*: nothing is written, and the reason is given below. Another cut of the same type may
+  well be exact.
+
+There is no third outcome: before a cut takes its name on disk it is opened, run and compared.
 *walk = forward*: running the model layer by layer gives transformers' own logits bit for bit.
 
-Of {types} types, {exact} are exact in all four cuts, {partly} in some, {refused} are refused
-altogether{and_defects}.
-
+Of {types} types, **{exact} are exact in all four cuts**, {partly} in some, and {refused} are
+refused altogether{defects}.
 """
+
+# Refusals that name layers or numbers, without them, so that equal reasons meet.
+GENERAL = (
+    (
+        r"layer \d+ uses the (.*?) of layer \d+.*",
+        r"a layer that stays uses the \1 of one that goes",
+    ),
+    (
+        r"marks layers by a stride .*",
+        "it marks layers by a stride, and after the cut no stride fits",
+    ),
+    (r"layer \d+ would stand at .*? and not [^:]*: (.*)", r"\1"),
+    (r"its class would make of .*: (.*)", r"\1"),
+)
 
 
 def reason(outcome: str) -> str:
-    """A refusal without the type's name and this cut's numbers, so that equal reasons meet."""
+    """A refusal in general words: without the type's name and this cut's numbers."""
     text = re.sub(r"^model type '[\w.-]+'\s*", "", outcome).lstrip(": ")
-    return text.replace("|", "\\|")
+    text = re.sub(r"^can't be (pruned by layers|cut so): ", "", text)
+    for pattern, general in GENERAL:
+        text = re.sub(pattern, general, text)
+    return re.sub(r"^is (an encoder|not a causal)", r"it is \1", text).replace("|", "\\|")
 
 
 def code(text: str) -> str:
@@ -223,6 +254,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     arguments = parser.parse_args()
+    if arguments.write and arguments.types:
+        parser.error("--write is for all types at once")
     kinds = arguments.types or [kind for kind in causal_types() if kind not in UNBUILDABLE]
     results = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
@@ -231,7 +264,10 @@ def main() -> None:
             notes = result.defects or {v for v in result.cuts.values() if v != "exact"}
             if result.generation:
                 notes = [*notes, f"uncut: generation {result.generation}"]
-            print(f"{result.kind:24} {result.verdict:8} {result.path:24} {'; '.join(notes)}", flush=True)
+            print(
+                f"{result.kind:24} {result.verdict:8} {result.path:24} {'; '.join(notes)}",
+                flush=True,
+            )
     print(count(results))
     if arguments.write:
         PAGE.write_text(page(results), encoding="utf-8")

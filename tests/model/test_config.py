@@ -150,6 +150,43 @@ def test_the_nested_text_config_is_cut_and_the_rest_stays() -> None:
     assert result["vision_config"] == before["vision_config"]
 
 
+def test_modules_that_a_quantisation_names_are_renumbered() -> None:
+    config = tiny("llama")
+    quantisation = {
+        "bits": 8,
+        "ignore": ["lm_head", "model.layers.1.mlp.gate", "model.layers.4.mlp.gate", "re:.*gate"],
+        "dynamic": {"re:.*layers\\.4\\..*": {"bits": 4}, "model.layers.0": {"bits": 2}},
+        "towers": ["visual.blocks.1.attn", "vision_tower.encoder.layers.1.attn"],
+        "beyond": ["model.layers.6.eh_proj"],
+        "nothing": [None],
+    }
+    config_json = {**config.to_dict(), "quantization_config": quantisation}
+    result = keep_layers(config, config_json, [0, 2, 4], 6)
+    assert result["quantization_config"] == {
+        "bits": 8,
+        "ignore": ["lm_head", "model.layers.2.mlp.gate", "re:.*gate"],
+        "dynamic": {"re:.*layers\\.2\\..*": {"bits": 4}, "model.layers.0": {"bits": 2}},
+        "towers": ["visual.blocks.1.attn", "vision_tower.encoder.layers.1.attn"],
+        "beyond": ["model.layers.3.eh_proj"],
+        "nothing": [None],
+    }
+
+
+def test_a_quantisation_that_picks_layers_by_a_pattern_is_refused() -> None:
+    config = tiny("llama")
+    for pattern, refused in (
+        (r"re:.*layers\.[0-2]\..*", True),
+        (r"re:.*layers\.[0-9]+\..*", False),
+    ):
+        config_json = {**config.to_dict(), "quantization_config": {"ignore": [pattern]}}
+        if refused:
+            with pytest.raises(InputError, match="write the layers out one by one"):
+                keep_layers(config, config_json, [0, 2], 6)
+        else:
+            result = keep_layers(config, config_json, [0, 2], 6)
+            assert result["quantization_config"] == {"ignore": [pattern]}
+
+
 def test_the_depth_under_another_name_is_cut_too() -> None:
     config = tiny_config("gpt2", 4)
     result = keep_layers(config, {**config.to_dict(), "num_hidden_layers": 4}, [0, 3], 4)
@@ -161,14 +198,14 @@ def test_a_hybrid_keeps_an_attention_layer() -> None:
     config = tiny_config("qwen3_next", 6)
     assert config.layer_types.index("full_attention") == 3
     assert cut(config, [3, 5], 6)["layer_types"] == ["full_attention", "linear_attention"]
-    with pytest.raises(InputError, match="no attention layer would stay.*keep one at least"):
+    with pytest.raises(InputError, match=r"no attention layer would stay.*keep one at least"):
         cut(config, [0, 1, 5], 6)
 
 
 def test_maths_that_depends_on_the_position_is_refused() -> None:
     config = tiny("rwkv", 8, rescale_every=6)
     assert cut(config, [0, 1, 2, 3, 4, 5], 8)["num_hidden_layers"] == 6
-    with pytest.raises(InputError, match="halves its states after every 6th layer"):
+    with pytest.raises(InputError, match="halves its states after every n-th layer"):
         cut(config, [0, 2, 3, 4, 5, 6, 7], 8)
     assert cut(tiny("rwkv", 8, rescale_every=0), [0, 2], 8)["num_hidden_layers"] == 2
 

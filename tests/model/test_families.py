@@ -15,6 +15,7 @@ from tiny import tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import Loaded, load
@@ -156,3 +157,56 @@ def test_family_is_read_off_the_config_alone(base: Loaded) -> None:
     family = Family.of(base.checkpoint.config)
     assert (family.path, family.depth) == (base.family.path, LAYERS)
     assert next(family.skeleton.parameters()).is_meta
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropped"),
+    [
+        ("bamba", (1, 4)),  # "Infinity" in its config.json
+        ("gemma3", (1, 4)),  # a vision tower of as many layers
+        ("gemma4", (1, 3)),
+        ("got_ocr2", (1, 4)),
+        ("phi4_multimodal", (1, 4)),
+        ("glm_moe_dsa", (1, 5)),  # layers 0 and 3 select tokens for those that follow
+        ("gpt_neo", (1, 4)),
+        ("longcat_flash", (1, 4)),  # two attentions a layer
+        ("minicpm3", (1, 4)),  # scaled by the depth
+        ("minimax", (1, 4)),
+        ("modernbert-decoder", (1, 4)),
+        ("recurrent_gemma", (1, 4)),
+        ("xlstm", (1, 4)),
+    ],
+)
+def test_unusual_types_are_exact_too(kind: str, dropped: tuple[int, ...], tmp_path: Path) -> None:
+    base = save(kind, tmp_path / "base")
+    expected = logits_without(base.model, base.family.layers(base.model), dropped)
+    model = cut(base, dropped, tmp_path / "cut")
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=TOKENS).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropped", "reason"),
+    [
+        ("beam", (1,), "weighs each layer's output by the layer's position"),
+        ("cpmant", (1,), "the tokens that it is given see one another"),
+        ("diffllama", (1,), "its attention computes with the layer's position"),
+        ("gemma4", (5,), "makes the last layer one of full attention, so the last to stay must be"),
+        ("glm_moe_dsa", (3,), "layer 4 uses the selection of tokens of layer 3: keep layer 3"),
+        ("gpt_neox_japanese", (5,), "the last layer must stay"),
+        ("inkling2_text", (4, 5, 3), "only layers after the last of these can go"),
+        ("modernbert-decoder", (0,), "layer 0 must stay"),
+        ("xlm", (1,), "not in a list of layers"),
+        ("zaya", (0,), "layer 0 must stay"),
+        ("zamba", (1,), "uses the attention block of layer 1: keep layer 1"),
+    ],
+)
+def test_what_a_type_can_not_express_is_refused_before_anything_is_written(
+    kind: str, dropped: tuple[int, ...], reason: str, tmp_path: Path
+) -> None:
+    tiny_model(kind, LAYERS).save_pretrained(tmp_path / "base")
+    checkpoint = Checkpoint.open(tmp_path / "base")
+    with pytest.raises(InputError, match=reason) as refusal:
+        apply(Plan((Drop(dropped),)), checkpoint, tmp_path / "cut", check=False)
+    assert "\n" not in str(refusal.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]

@@ -10,6 +10,7 @@ its logits.
 import copy
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from prunekit.errors import InputError
 from prunekit.model.family import DEPTHS, text_config
-from prunekit.model.oddities import objection
+from prunekit.model.oddities import ATTENTION_FREE, because, objection
 from prunekit.model.sharing import check_sources
 from prunekit.model.strides import refit
 
@@ -38,6 +39,15 @@ NOT_LAYERS = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id", "
 PREFIXES = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "num_hash_layers",
             "n_dense_layers", "num_dense_blocks")  # fmt: skip
 SUFFIXES = ("num_kv_shared_layers",)
+# The name of a module in a decoder layer, or a pattern for it; towers number theirs apart.
+LAYER_NAME = re.compile(
+    r"((?!.*(?:vis|audio|encoder|tower)).*?\b(?:layers|h|blocks)\\?\.)(\d+)((?:\\?\..*)?)",
+    re.DOTALL,
+)
+# A pattern that picks some layers out of all.
+SOME_LAYERS = re.compile(r"\b(?:layers|h|blocks)\\?\.[(\[](?!0-9\])")
+# Types of layers that keep no keys and values.
+LINEAR_TYPES = ("linear_attention", "conv", "mamba", "recurrent", "moe", "mlp", "dense", "sparse")
 
 
 def keep_layers(config: PreTrainedConfig, config_json: dict[str, Any], keep: Sequence[int],
@@ -61,7 +71,17 @@ def keep_layers(config: PreTrainedConfig, config_json: dict[str, Any], keep: Seq
         # Another count that follows from the depth: two attentions a layer, say.
         if isinstance(getattr(type(text), name, None), property) and name in target:
             del target[name]
-    check_sources(text, text_config(read(config, result))[1], keep, depth)
+    for holder in [result] if target is result else [result, target]:
+        if quantisation := holder.get("quantization_config"):
+            holder["quantization_config"] = _renumbered(quantisation, keep, depth)
+    after = text_config(read(config, result))[1]
+    _check_read(text.model_type, changes, after)
+    check_sources(text, after, keep, depth)
+    if _has_attention(text) and not _has_attention(after) and text.model_type not in ATTENTION_FREE:
+        raise InputError(
+            f"model type {text.model_type!r}: no attention layer would stay, and transformers "
+            "can't generate with such a model: keep one at least"
+        )
     return result
 
 
@@ -79,6 +99,46 @@ def read(config: PreTrainedConfig, config_json: dict[str, Any]) -> PreTrainedCon
             raise InputError(
                 f"model type {config.model_type!r} can't express this cut: {reason}"
             ) from None
+
+
+def _check_read(kind: str, written: dict[str, Any], read_back: PreTrainedConfig) -> None:
+    """Raises InputError if the class reads something else than what was written."""
+    found = json.loads(json.dumps(read_back.to_dict(), default=str))
+    for name, value in json.loads(json.dumps(written, default=str)).items():
+        if name in found and found[name] != value:
+            raise InputError(
+                f"model type {kind!r}: its class would make of {name}={value} in the cut config "
+                f"{found[name]}{because(kind)}"
+            )
+
+
+def _renumbered(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """What a quantisation says about modules by name (kept in high precision, say), with the
+    layers' new numbers and without what it says about those that are gone."""
+    if isinstance(value, dict):
+        pairs = ((_renumbered(k, keep, depth), v) for k, v in value.items())
+        return {k: _renumbered(v, keep, depth) for k, v in pairs if k is not None}
+    if isinstance(value, list):
+        entries = ((entry, _renumbered(entry, keep, depth)) for entry in value)
+        return [new for old, new in entries if new is not None or old is None]
+    if not isinstance(value, str):
+        return value
+    if SOME_LAYERS.search(value):
+        raise InputError(
+            f"the quantization_config names layers by the pattern {value!r}, whose numbers "
+            "can't be told: write the layers out one by one"
+        )
+    if not (match := LAYER_NAME.fullmatch(value)):
+        return value
+    index = int(match[2])
+    if index >= depth:  # blocks beyond the layers, renumbered on disk too
+        return f"{match[1]}{index - depth + len(keep)}{match[3]}"
+    return f"{match[1]}{keep.index(index)}{match[3]}" if index in keep else None
+
+
+def _has_attention(text: PreTrainedConfig) -> bool:
+    """Whether any layer keeps keys and values in the cache; false where layers have no types."""
+    return any(kind not in LINEAR_TYPES for kind in getattr(text, "layer_types", None) or [])
 
 
 def _changes(

@@ -10,22 +10,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import InputError
-from prunekit.model.oddities import REFUSED
+from prunekit.model.oddities import NO_HALVES, REFUSED
 
 # Config fields that count the decoder layers, under every name they go by.
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
           "num_decoder_layers", "num_blocks")  # fmt: skip
 
+# Parts of neither half: what reads another model, and streams beside the residual one.
+NEITHER = re.compile(r"encoder_attn|cross_?attn|crossattention|per_layer|hc$|altup|laurel")
+ROUTER = re.compile(r"router|gate$")
 ATTENTION = re.compile(r"attn|attention|mixer|mamba|conv|recurrent|temporal|time_mix|ssm|delta")
 MLP = re.compile(r"mlp|ffn|feed_forward|moe|channel_mix|fc[12]|experts|router|gate$")
 NORM = re.compile(r"norm|ln_?\d|layernorm")
 # What a projection that writes to the residual stream is called; the last match in a half counts.
 WRITERS = re.compile(
-    r"(^|\.)(o_proj|out_proj|c_proj|dense|wo|o|out|output|dense_4h_to_h|down_proj|w2|fc2|fc_out|"
+    r"(^|\.)(o_proj|out_proj|c_proj|dense|wo|Wo|o|out|output|dense_4h_to_h|down_proj|w2|fc2|fc_out|"
     r"proj_out|w_out|output_linear|down|proj|linear_out|wout)$"
 )
 
@@ -84,16 +87,27 @@ class Family:
 
         Empty if the layer has no such half, or its projection can't be told.
         """
+        if self.config.model_type in NO_HALVES:
+            return []
         module = self.layers(self.skeleton)[layer]
         found: list[str] = []
         for child in self.half(layer, which):
-            found += [f"{child}.{name}".rstrip(".") for name in _writers(module.get_submodule(child))]
+            part = module.get_submodule(child)
+            if isinstance(part, nn.ModuleList):
+                return []  # several halves of a kind in one layer: which comes when is not told
+            if ROUTER.search(child):
+                continue
+            names = [f"{child}.{name}" for name in _writers(part)]
+            if not names:
+                found = []  # one part untold, so the half is
+                break
+            found += names
         if which == "mlp" and not found:
             found = [name for name, _ in module.named_parameters() if name.startswith("fc2.")]
         return found
 
 
-def skeleton(config: PreTrainedConfig) -> nn.Module:
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config without weights (on the meta device).
 
     Raises InputError if transformers can't build it.
@@ -127,7 +141,7 @@ def _depths(config: PreTrainedConfig) -> set[int]:
     return depths
 
 
-def _decoder(model: nn.Module) -> str:
+def _decoder(model: PreTrainedModel) -> str:
     """The prefix of the names of the text decoder's modules; empty if it is the model itself."""
     decoder = model.get_decoder()
     for path, module in model.named_modules():
@@ -141,10 +155,10 @@ def _size(module: nn.Module) -> int:
 
 
 def _kind(name: str, child: nn.Module) -> str:
-    if not any(True for _ in child.parameters()):
+    if NEITHER.search(name.lower()) or not any(True for _ in child.parameters()):
         return "other"
     label = f"{name} {type(child).__name__}".lower()
-    if NORM.search(name.lower()) or "norm" in type(child).__name__.lower():
+    if _is_norm(name, child):
         return "norm"
     if MLP.search(name.lower()):
         return "mlp"
@@ -168,9 +182,19 @@ def _writers(half: nn.Module) -> Iterator[str]:
     ]
     if isinstance(half, (nn.Linear, Conv1D)):
         return
+    own = dict(half.named_parameters())
     for name in _last_of_each(parts):
+        parent = name.rpartition(".")[0]
+        if parent and any(_is_norm(*c) for c in half.get_submodule(parent).named_children()):
+            return  # the half ends in a norm over the residual stream: it always changes it
         yield from (f"{name}.{key}" for key, _ in half.get_submodule(name).named_parameters())
+        if f"{name}_bias" in own:
+            yield f"{name}_bias"
     yield from fused
+
+
+def _is_norm(name: str, child: nn.Module) -> bool:
+    return bool(NORM.search(name.lower())) or "norm" in type(child).__name__.lower()
 
 
 def _last_of_each(names: list[str]) -> list[str]:

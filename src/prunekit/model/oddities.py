@@ -15,12 +15,25 @@ REFUSED = {
     "zamba2": "its shared blocks hold an adapter for every layer that uses them",
 }
 
+# Hybrids that run without a single attention layer: the others ask one how long the past is.
+ATTENTION_FREE = ("minimax",)
+
+# Types whose halves of layers can't be taken away by zeros.
+NO_HALVES = {
+    "longcat_flash": "some of its experts hand on what they get",
+    "zamba": "its hybrid layers share one attention block",
+    "zaya": "it scales and shifts the stream after each half",
+}
+
 # Attributes of a layer that may change with its position because nothing is computed from them:
 # model type (or "" for every type) and the end of the attribute's name.
 IDLE = {
     # Which layers share is compared as such (sharing.py); a donor without takers stores in vain.
     ("", "store_full_length_kv"): "only says that a later layer reads the keys and values",
-    ("big_bird", "attention.seed"): "random attention is drawn in training only, never in a decoder",
+    (
+        "big_bird",
+        "attention.seed",
+    ): "random attention is drawn in training only, never in a decoder",
     ("minimax", "num_hidden_layers"): "only initialises the decay rates, which are stored",
 }
 
@@ -28,12 +41,21 @@ IDLE = {
 BECAUSE = {
     "beam": "it weighs each layer's output by the layer's position",
     "diffllama": "its attention computes with the layer's position",
+    **dict.fromkeys(
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+        "its class makes the last layer one of full attention, so the last to stay must be one",
+    ),
     "gpt_neox_japanese": "only its last layer has an attention bias, so the last layer must stay",
     "modernbert-decoder": "its first layer has no norm before attention, so layer 0 must stay",
     "qwen4_exp_text": "the hashes of its n-gram layers depend on their rank among each other",
     "rwkv": "its first layer has one more norm, so layer 0 must stay",
     "zaya": "the router of its first layer is unlike the others, so layer 0 must stay",
 }
+
+
+def because(kind: str) -> str:
+    """The end of a refusal of a type in `BECAUSE`; empty for any other."""
+    return f": {BECAUSE[kind]}" if kind in BECAUSE else ""
 
 
 def objection(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> str | None:
@@ -48,7 +70,7 @@ def _halvings(text: PreTrainedConfig, keep: Sequence[int], depth: int) -> str | 
     if all(count == place // every for place, count in enumerate(before)):
         return None
     return (
-        f"it halves its states after every {every}th layer (rescale_every={every}); "
+        f"it halves its states after every n-th layer (rescale_every={every}); "
         "only cuts after the last halving keep its maths"
     )
 
@@ -61,7 +83,7 @@ def _residual_blocks(text: PreTrainedConfig, keep: Sequence[int], depth: int) ->
     if before == [*after, ((len(keep) - 1) // size, False)]:
         return None
     return (
-        f"it keeps the states before every {size}th layer (n_layers_per_attn_res_block={size}) and "
+        f"it keeps the states before every n-th layer (n_layers_per_attn_res_block={size}) and "
         "attends to them; only layers after the last of these can go"
     )
 

@@ -1,8 +1,9 @@
 """Compares two models without weights: are the kept layers in the new model what they were?
 
 A layer's modules, their plain attributes (window sizes, attention kinds, scales that depend on the
-layer's position) and the shapes of its parameters must all be equal. Outside the layers, a parameter
-may shrink only along one axis, in proportion to the layers: it then packs something for each layer.
+layer's position) and the shapes of its parameters must all be equal. Outside the layers, a
+parameter may shrink only along one axis, in proportion to the layers: it then packs something for
+each layer.
 """
 
 import re
@@ -17,7 +18,7 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.model.family import Family
-from prunekit.model.oddities import BECAUSE, IDLE
+from prunekit.model.oddities import IDLE, because
 
 # Where a layer stands, by which it finds its place in the cache.
 POSITION = re.compile(r"^(layer_?(idx|id|index|number|num)|.*_?layer_idx)$")
@@ -46,10 +47,9 @@ def compare(old: Family, new: Family, keep: Sequence[int]) -> list[Packed]:
         for fact in sorted(was.keys() | becomes.keys()):
             if _idle(kind, fact) or _same(was.get(fact), becomes.get(fact), old.depth, keep):
                 continue
-            because = f": {BECAUSE[kind]}" if kind in BECAUSE else ""
             raise InputError(
                 f"model type {kind!r}: layer {index} would stand at position {position}, where "
-                f"its {fact} would be {becomes.get(fact)} and not {was.get(fact)}{because}"
+                f"its {fact} would be {becomes.get(fact)} and not {was.get(fact)}{because(kind)}"
             )
     return _packed(old, new, keep)
 

@@ -15,6 +15,8 @@ from prunekit.model.structure import Packed
 from prunekit.model.tensors import Tensor
 from prunekit.surgery.write import Part
 
+NONE = (0, 0)
+
 
 def drop(
     checkpoint: Checkpoint, family: Family, keep: Sequence[int], packed: Sequence[Packed]
@@ -39,6 +41,11 @@ def drop(
         if position is not None:
             name = f"{prefix}{position}{match[2]}"
             parts.append(Part(name, tensor.dtype, tensor.shape, tensor))
+    if sum(part.content is not None for part in parts) != len(packed):
+        raise InputError(
+            f"{checkpoint.name}: can't tell which tensors on disk pack a part for each layer "
+            f"({', '.join(entry.name for entry in packed)})"
+        )
     return parts
 
 
@@ -57,12 +64,12 @@ def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
     layers = family.layers(family.skeleton).state_dict()
     alike = {prefix: _alike(checkpoint, prefix, layers) for prefix in whole}
     fitting = [prefix for prefix in whole if alike[prefix] == max(alike.values())]
-    if len(fitting) > 1:
-        fitting = [p for p in fitting if f"{family.path}.".endswith(p)] or fitting
+    if len(fitting) > 1 or max(alike.values(), default=NONE) == NONE:
+        fitting = [prefix for prefix in fitting if f"{family.path}.".endswith(prefix)]
     if len(fitting) != 1:
         raise InputError(
             f"{checkpoint.name}: can't tell the {family.depth} layers among the tensors on disk "
-            f"({', '.join(fitting) or 'no name numbers them all'})"
+            f"({', '.join(whole) or 'no name numbers them all'})"
         )
     return fitting[0]
 
@@ -77,14 +84,16 @@ def _alike(checkpoint: Checkpoint, prefix: str, layers: Mapping[str, Any]) -> tu
     return len(pairs), sum(stored == wanted for stored, wanted in pairs)
 
 
-def _outside(
-    tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequence[Packed]
-) -> Part:
+def _outside(tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequence[Packed]) -> Part:
     for entry in packed:
         # On disk the name may have another prefix; what follows it is the same.
-        if entry.name == tensor.name or entry.name.endswith(f".{tensor.name}") or (
-            tensor.name.endswith(f".{entry.name.partition('.')[2]}")
-        ):
+        alike = (
+            entry.name == tensor.name
+            or entry.name.endswith(f".{tensor.name}")
+            or tensor.name.endswith(f".{entry.name.partition('.')[2]}")
+        )
+        sizes = tensor.shape[entry.axis : entry.axis + 1]
+        if alike and sizes == (entry.size * family.depth,):
             return _sliced(tensor, entry, keep)
     return Part(tensor.name, tensor.dtype, tensor.shape, tensor)
 
