@@ -42,7 +42,9 @@ def test_commands_and_snippets_run(
 def test_links_and_tree_name_what_there_is() -> None:
     for link in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / link).exists(), link
-    rooms = {path.name for path in (ROOT / "src/prunekit").iterdir() if (path / "__init__.py").is_file()}
+    rooms = {
+        path.name for path in (ROOT / "src/prunekit").iterdir() if (path / "__init__.py").is_file()
+    }
     for room in rooms:
         assert f"  {room}/ " in README, f"the tree in the README does not name {room}/"
 

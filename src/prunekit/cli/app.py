@@ -74,6 +74,9 @@ def demo(
     json: Json = False,
 ) -> None:
     """The whole flow on the small trained model that ships with the package; no network."""
+    # Read when torch is imported. So small a model gains nothing from a second thread, and loses
+    # much where another program wants the same cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from prunekit.verbs.demo import KEPT, demo
 
     rows = demo(out, device=device, watch=bar)

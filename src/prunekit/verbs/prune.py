@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit import plugins
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.plan.choose import check_request, choose
+from prunekit.model.load import Loaded
+from prunekit.plan.choose import choose
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Scores
-from prunekit.surgery.apply import tell
+from prunekit.surgery.apply import base_of, tell
 from prunekit.surgery.write import refuse_existing
 from prunekit.text.packing import check_disjoint
 from prunekit.verbs.cut import cut
@@ -67,8 +67,8 @@ def prune(
     """
     refuse_existing(Path(out))
     loaded = open_model(model, dtype, device)
-    check_request(loaded.family.depth, drop, protect)
-    plugins.find("plan.choosers", chooser)
+    # What can't be chosen is said now, and not after the walks.
+    choose(blank(loaded), drop=drop, chooser=chooser, protect=protect)
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
@@ -82,3 +82,9 @@ def prune(
     after = Results(**facts(made), perplexity=measure_perplexity(made, unseen, batch, watch))
     tell(made.checkpoint, {"dense": asdict(dense), "pruned": asdict(after)})
     return Pruned(Checkpoint.open(out), scores, plan, dense, after, shared)
+
+
+def blank(loaded: Loaded) -> Scores:
+    """Scores that prefer no layer to another."""
+    base = base_of(loaded.checkpoint, loaded.family)
+    return Scores("none", {}, base, {1: [0.0] * base.layers})
