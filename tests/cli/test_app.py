@@ -48,6 +48,10 @@ def test_prune_writes_a_checkpoint_and_says_what_it_cost(run, tiny_llama, words,
     code, out, _ = run("show", "out")
     assert code == 0
     assert "layers removed" in out
+    Path("out/prunekit.json").write_text('{"base": "me"}')
+    code, _, err = run("show", "out")
+    assert code == 2
+    assert "broken" in err
 
 
 def test_each_arrow_is_a_file(run, tiny_llama, small) -> None:

@@ -82,6 +82,15 @@ def test_text_that_calibrated_is_refused(
         evaluate([again.folder], text=calibrate, length=32)
 
 
+def test_broken_history_is_said(tiny_llama: Path, words: tuple[Path, Path], tmp_path: Path) -> None:
+    made = cut(tiny_llama, Plan((Drop((0,)),)), tmp_path / "a")
+    story = made.folder / "prunekit.json"
+    for text in ('{"before": 3}', '{"calibration_text": "x", "before": null}', "[", "[]"):
+        story.write_text(text)
+        with pytest.raises(InputError, match=r"prunekit\.json"):
+            evaluate([made.folder], text=str(words[1]), length=32)
+
+
 def test_infinite_logits_are_an_error(tiny_llama: Path, words: tuple[Path, Path]) -> None:
     loaded = load(Checkpoint.open(tiny_llama))
     with torch.no_grad():

@@ -115,12 +115,11 @@ def anatomy_table(anatomy: "Anatomy") -> None:
         ["can be cut", ", ".join(["layers", *halves])],
         ["digest", anatomy.digest[:16]],
     ]
-    if anatomy.story:
-        rows.append(["made from", str(anatomy.story.get("base", {}).get("name"))])
-        rows.append(["layers removed", layer_list(anatomy.story.get("dropped", []))])
-        for which, result in anatomy.story.get("measures", {}).items():
-            value = (result.get("perplexity") or {}).get("perplexity")
-            rows.append([f"perplexity, {which}", number(value) if value else "not measured"])
+    if anatomy.made_from:
+        rows.append(["made from", anatomy.made_from])
+        rows.append(["layers removed", layer_list(anatomy.dropped)])
+        for which, value in anatomy.perplexity.items():
+            rows.append([f"perplexity, {which}", number(value)])
     print_table(anatomy.name, ["", ""], rows)
 
 

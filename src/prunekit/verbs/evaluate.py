@@ -8,7 +8,7 @@ from typing import Any
 from prunekit.errors import InputError
 from prunekit.measures.latency import Decode, decode_speed
 from prunekit.measures.perplexity import Perplexity, perplexity
-from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.load import Loaded
 from prunekit.plugins import names, nearest
 from prunekit.text.packing import Text
@@ -84,14 +84,22 @@ def measure_perplexity(loaded: Loaded, text: Text, batch: int | None, watch: Wat
 
 
 def calibrated_on(checkpoint: Checkpoint) -> set[str]:
-    """Digests of the texts that any cut in the checkpoint's history was calibrated on."""
+    """Digests of the texts that any cut in the checkpoint's history was calibrated on.
+
+    Raises InputError if that history can't be read: then it can't be told what the model has seen.
+    """
     digests: set[str] = set()
     story: dict[str, Any] | None = checkpoint.story
-    while story:
-        text = story.get("calibration_text")
-        if text:
-            digests.add(text["digest"])
-        story = story.get("before")
+    try:
+        while story:
+            if text := story["calibration_text"]:
+                digests.add(text["digest"])
+            story = story["before"]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{checkpoint.folder / STORY}: broken, so it can't be told on which texts the model "
+            "was calibrated; mend or remove it"
+        ) from None
     return digests
 
 

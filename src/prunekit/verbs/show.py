@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.model.checkpoint import Checkpoint
+from prunekit.errors import InputError
+from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """A model's parts. `halves` says, for each layer, whether its attention and its MLP can be told
-    apart; `story` is what prunekit wrote when it made the checkpoint."""
+    apart. If prunekit made the checkpoint: from what, without which of its layers, and what
+    perplexity was measured then."""
 
     name: str
     model_type: str
@@ -25,7 +27,9 @@ class Anatomy:
     halves: list[dict[str, bool]]
     dtypes: list[str]
     digest: str
-    story: dict[str, Any]
+    made_from: str | None
+    dropped: list[int]
+    perplexity: dict[str, float]
 
 
 def show(model: str | Path) -> Anatomy:
@@ -50,5 +54,20 @@ def show(model: str | Path) -> Anatomy:
         ],
         dtypes=sorted({tensor.dtype for tensor in checkpoint.tensors.values()}),
         digest=checkpoint.digest,
-        story=checkpoint.story,
+        **_story(checkpoint),
     )
+
+
+def _story(checkpoint: Checkpoint) -> dict[str, Any]:
+    story = checkpoint.story
+    try:
+        return {
+            "made_from": str(story["base"]["name"]) if story else None,
+            "dropped": [int(layer) for layer in story.get("dropped", [])],
+            "perplexity": {
+                which: float(result["perplexity"]["perplexity"])
+                for which, result in story.get("measures", {}).items()
+            },
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{checkpoint.folder / STORY}: broken; mend or remove it") from None
