@@ -219,7 +219,14 @@ def _fetch(model: str) -> Path:
 
     # Without safetensors there is nothing to prune: don't fetch gigabytes of pickles to say so.
     try:
-        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", *BESIDE]))
+        folder = Path(
+            snapshot_download(
+                model,
+                allow_patterns=["*.safetensors", *BESIDE],
+                # The same weights in another layout, as some repositories carry them too.
+                ignore_patterns=["*/*", "consolidated*.safetensors"],
+            )
+        )
     except Exception as error:
         raise InputError(
             f"no model {model!r}: no such folder, and the hub (or its cache, when offline) did "
