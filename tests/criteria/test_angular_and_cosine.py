@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hooks import hooked_states
 from torch import Tensor
 
-from prunekit.criteria._criterion import PairMeans
 from prunekit.criteria.angular import Angular
 from prunekit.criteria.cosine import Cosine
 from prunekit.criteria.random import RandomControl
@@ -36,19 +36,10 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def states(loaded: Loaded, calibration: str) -> Tensor:
-    """Raw states (depth, sample, token, hidden), taken with transformers' own hooks."""
     text = load_text(
         calibration, loaded.checkpoint.tokenizer, length=LENGTH, samples=SAMPLES, seed=0
     )
-    layers = loaded.model.model.layers
-    seen: list[Tensor] = []
-    hooks = [layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
-    hooks += [layer.register_forward_hook(lambda *args: seen.append(args[2])) for layer in layers]
-    with torch.no_grad():
-        loaded.model(text.tokens)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(seen)
+    return hooked_states(loaded, text.tokens)
 
 
 def scores_of(loaded: Loaded, calibration: str, criterion: str, **options: str) -> dict:
@@ -197,11 +188,12 @@ def test_half_precision_states_keep_small_distances_apart() -> None:
 
 
 def test_every_token_weighs_the_same() -> None:
-    means = PairMeans(1, "all", lambda cosine: cosine)
+    means = Cosine(tokens="all")
+    means.begin(1, 0)
     ones = torch.ones(1, 3, 2)
     means.see(0, 0, ones, ones)  # three tokens with cosine 1
     means.see(0, 1, ones[:, :1], torch.tensor([[[1.0, -1.0]]]))  # one with cosine 0
-    assert means.blocks()[1][0] == pytest.approx(0.75)
+    assert means.blocks()[1][0] == pytest.approx(0.25)
 
 
 def test_random_depends_on_the_seed_alone(loaded: Loaded) -> None:

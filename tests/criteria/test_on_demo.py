@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hooks import hooked_states
 from torch import Tensor
 
 from prunekit.model.checkpoint import Checkpoint
@@ -23,17 +24,8 @@ def demo() -> Loaded:
 
 @pytest.fixture(scope="module")
 def states(demo: Loaded) -> Tensor:
-    """Raw states (depth, sample, token, hidden) by transformers' own hooks."""
     text = load_text(SOURCE, demo.checkpoint.tokenizer, length=LENGTH, samples=SAMPLES, seed=0)
-    layers = demo.model.model.layers
-    seen: list[Tensor] = []
-    hooks = [layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
-    hooks += [layer.register_forward_hook(lambda *args: seen.append(args[2])) for layer in layers]
-    with torch.no_grad():
-        demo.model(text.tokens)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(seen)
+    return hooked_states(demo, text.tokens)
 
 
 def scored(demo: Loaded, criterion: str, tokens: str) -> Scores:

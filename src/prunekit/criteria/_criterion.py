@@ -1,7 +1,6 @@
-"""What a criterion is, and the mean that angular and cosine share."""
+"""What a criterion is, and the means that angular and cosine share."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,17 +24,22 @@ class Criterion(Observer):
         """Called once, after the walk: block length -> the score of each start; low = removable."""
 
 
-class PairMeans:
+class OfCosines(Criterion):
     """The mean, over tokens, of a function of the cosine between the states at any two depths.
 
     Depth s is the state entering layer s; depth L leaves the last layer. So the pair (s, s + n)
     spans the block [s, s + n). Cosines are computed in float32 whatever the model's dtype.
+    `tokens` is `all`, or `last` for the last token of each sample.
     """
 
-    def __init__(self, layers: int, tokens: str, of_cosine: Callable[[Tensor], Tensor]) -> None:
+    tokens: str
+
+    @abstractmethod
+    def of(self, cosine: Tensor) -> Tensor:
+        """The function, element by element."""
+
+    def begin(self, layers: int, seed: int) -> None:
         self.layers = layers
-        self.tokens = tokens
-        self.of_cosine = of_cosine
         self.total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
         self.count = 0
         self.held: dict[int, list[Tensor]] = {}
@@ -61,5 +65,5 @@ class PairMeans:
             stacked = torch.stack(chunk, dim=1).float()  # (token, depth, hidden)
             unit = torch.nn.functional.normalize(stacked, dim=-1)
             cosine = torch.bmm(unit, unit.transpose(1, 2)).clamp(-1, 1)
-            self.total += self.of_cosine(cosine).sum(0).double().cpu()
+            self.total += self.of(cosine).sum(0).double().cpu()
             self.count += len(cosine)

@@ -10,18 +10,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._criterion import Criterion, PairMeans
+from prunekit.criteria._criterion import OfCosines
 
 
 @dataclass
-class Angular(Criterion):
+class Angular(OfCosines):
     tokens: Literal["last", "all"] = "last"
 
-    def begin(self, layers: int, seed: int) -> None:
-        self.means = PairMeans(layers, self.tokens, lambda cosine: cosine.arccos() / math.pi)
-
-    def see(self, layer: int, batch: int, entering: Tensor, leaving: Tensor) -> None:
-        self.means.see(layer, batch, entering, leaving)
-
-    def blocks(self) -> dict[int, list[float]]:
-        return self.means.blocks()
+    def of(self, cosine: Tensor) -> Tensor:
+        return cosine.arccos() / math.pi

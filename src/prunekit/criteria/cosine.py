@@ -9,18 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._criterion import Criterion, PairMeans
+from prunekit.criteria._criterion import OfCosines
 
 
 @dataclass
-class Cosine(Criterion):
+class Cosine(OfCosines):
     tokens: Literal["last", "all"] = "all"
 
-    def begin(self, layers: int, seed: int) -> None:
-        self.means = PairMeans(layers, self.tokens, lambda cosine: 1 - cosine)
-
-    def see(self, layer: int, batch: int, entering: Tensor, leaving: Tensor) -> None:
-        self.means.see(layer, batch, entering, leaving)
-
-    def blocks(self) -> dict[int, list[float]]:
-        return self.means.blocks()
+    def of(self, cosine: Tensor) -> Tensor:
+        return 1 - cosine
