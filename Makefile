@@ -42,7 +42,7 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --extra-index-url $(TORCH_INDEX) --retries 1 --timeout 20 torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[plot]'
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 import typing
 from pathlib import Path
 from types import ModuleType
@@ -121,5 +122,13 @@ def _import_file(path: Path, kind: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their own module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = error.lineno if isinstance(error, SyntaxError) else "?"
+        if error.__traceback__ and not isinstance(error, SyntaxError):
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise InputError(
+            f"{path}, line {line}: {type(error).__name__}: {error}, so it can't be used"
+        ) from error
     return module

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import tiny_model
 
 from prunekit.cli import app
+from prunekit.model.checkpoint import DEMO
 
 
 @pytest.fixture
@@ -159,6 +162,81 @@ def test_existing_output_is_never_touched(run, tiny_llama, small, words) -> None
         assert code == 2
         assert "exists" in err
     assert [file.name for file in Path("out").iterdir()] == ["mine"]
+
+
+def test_output_called_demo_is_not_the_demo(run, tiny_llama, small, words) -> None:
+    """A name that also stands for the shipped model: what is written is what is measured."""
+    shipped = sorted(DEMO.iterdir())
+    code, out, err = run(
+        "prune", tiny_llama, "-o", "demo", "--drop", 2, *small, "--test", words[1], "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["pruned"]["layers"] == 6
+    assert "measures" in json.loads(Path("demo/prunekit.json").read_text())
+    assert run("cut", "./demo", write_plan("edits: [{drop: [0]}]"), "-o", "again/demo")[0] == 0
+    assert sorted(DEMO.iterdir()) == shipped
+
+
+def write_plan(text: str) -> Path:
+    Path("plan.yaml").write_text(text)
+    return Path("plan.yaml")
+
+
+def test_model_without_a_tokenizer_is_never_measured(run, tiny_llama, tmp_path) -> None:
+    """transformers makes up an empty tokenizer, and any number measured with it means nothing."""
+    tiny_model("qwen3").save_pretrained(tmp_path / "bare")
+    for command in (
+        ["evaluate", "bare"],
+        ["prune", "bare", "-o", "out", "--drop", 1, "--length", 4],
+        ["score", "bare"],
+    ):
+        code, out, err = run(*command)
+        assert code == 2
+        assert out == ""
+        assert "no tokenizer" in err
+    plan = write_plan("edits: [{drop: [0]}]")
+    assert run("cut", "bare", plan, "-o", "out")[0] == 0  # which needs none
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"), [(6, "hold 8 layers"), (10, "layers"), (0, "no layers")]
+)
+def test_config_with_a_wrong_number_of_layers(run, tiny_llama, tmp_path, layers, said) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "wrong")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    for command in (
+        ["show", "wrong"],
+        ["cut", "wrong", write_plan("edits: [{drop: [0]}]"), "-o", "out"],
+    ):
+        code, _, err = run(*command)
+        assert code == 2
+        assert said in err
+    assert not Path("out").exists()
+
+
+def test_broken_private_criterion_is_one_line(run, tiny_llama) -> None:
+    Path("broken.py").write_text("import dataclasses\ndef (:\n")
+    Path("raises.py").write_text("\n\n1 / 0\n")
+    for name, line in (("broken", 2), ("raises", 3)):
+        code, _, err = run("score", tiny_llama, "--criterion", f"./{name}.py")
+        assert code == 2
+        assert f"{name}.py, line {line}" in err
+        assert err.count("\n") == 1
+
+
+def test_interrupt_is_said_and_leaves_nothing(tiny_llama, tmp_path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "prunekit", "prune", str(tiny_llama), "-o", "out", "--drop", "1",
+         "--samples", "500", "--length", "64"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(4)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_and_list_refuse_bad_input(run, tiny_llama) -> None:

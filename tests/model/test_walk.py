@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor, nn
 
+from prunekit.errors import InputError
 from prunekit.model.family import Family
 from prunekit.model.walk import Observer, walk
 
@@ -160,3 +161,21 @@ def test_no_gradients_are_kept(
     recorder = Recorder()
     walk(model, layers, batches[:1], recorder)
     assert not any(state.requires_grad for pair in recorder.states.values() for state in pair)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "skip", "said"),
+    [
+        (torch.full((1, 4), 10**6), (), "vocabulary"),
+        (torch.full((1, 4), -1), (), "vocabulary"),
+        (torch.rand(1, 4), (), "whole numbers"),
+        (torch.full((4,), 5), (), "whole numbers"),
+        (torch.full((1, 4), 5), (LAYERS,), f"can't skip layer {LAYERS}"),
+        (torch.full((1, 4), 5), (-1,), "can't skip layer -1"),
+    ],
+)
+def test_tokens_and_layers_that_the_model_has_not(
+    model: nn.Module, layers: nn.ModuleList, tokens: Tensor, skip: tuple[int, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        walk(model, layers, [tokens], skip=skip)

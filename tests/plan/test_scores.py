@@ -121,7 +121,7 @@ def test_the_record_that_the_bad_ones_below_are_made_from_is_good(tmp_path: Path
         (record(base=record()["base"] | {"layers": True}), "`base` must have"),
         (record(base=record()["base"] | {"layers": "2"}), "`base` must have"),
         (record(base=record()["base"] | {"layers": 0}), "`base` must have"),
-        (record(blocks=...), "without blocks of length 1"),
+        (record(blocks=...), "`blocks` must map"),
         (record(blocks=[1.0, 2.0]), "broken scores file"),
         (record(blocks={"one": [1.0]}), "broken scores file"),
         (record(blocks={"1": 5}), "broken scores file"),

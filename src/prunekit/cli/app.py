@@ -17,6 +17,8 @@ from prunekit.errors import InputError
 if TYPE_CHECKING:
     from prunekit.plan.plan import Plan
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 app = typer.Typer(
     help="Makes causal language models smaller: finds what they do not need, takes it out, "
     "measures what was lost. Layers are counted from 0; a block is half-open, [start, end).",
@@ -86,6 +88,9 @@ def demo(
     tables.demo_table(rows)
     (kept,) = (row for row in rows if (row.criterion, len(row.dropped)) == KEPT)
     _picture(rows[0].results.layers, kept.dropped)
+    _remark(
+        "tok/s is decode speed, measured for the dense model and the cuts by angular, side by side"
+    )
     _remark(f"the model with {KEPT[1]} layers off by {KEPT[0]} is in {out}; open it with")
     _remark(f'  transformers.AutoModelForCausalLM.from_pretrained("{out}")')
 
@@ -288,7 +293,7 @@ def main() -> None:
     # Read when transformers is imported: its warnings would drown the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except TyperException as error:
         _fail(f"{error.format_message()} (see `prunekit {_command()}--help`)")
     except InputError as error:
@@ -296,8 +301,10 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'files'}: {error.strerror or error}")
     except (KeyboardInterrupt, Abort):
-        print("prunekit: interrupted; nothing was left behind", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
+        print("prunekit: interrupted; nothing half-written was left behind", file=sys.stderr)
+    sys.exit(code)
 
 
 def _fail(message: str) -> NoReturn:

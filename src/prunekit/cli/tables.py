@@ -27,7 +27,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     heads = any(columns)
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, show_header=heads)
     for number, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if number == 0 or not heads else "right")
+        left = number == 0 or not heads
+        # Names and lists of layers may wrap, numbers never.
+        free = left or column == "removed"
+        table.add_column(
+            escape(column), justify="left" if left else "right", no_wrap=not free,
+            overflow="fold" if free else "crop",
+        )  # fmt: skip
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console = Console()
@@ -44,15 +50,17 @@ def results_table(results: Sequence["Results"]) -> None:
         row = [result.model, str(result.layers), count(result.parameters), size(result.bytes)]
         if result.perplexity and first.perplexity:
             ratio = result.perplexity.perplexity / first.perplexity.perplexity
-            row += [number(result.perplexity.perplexity), f"{ratio:.3f}x"]
+            row.append(f"{number(result.perplexity.perplexity)} ({ratio:.2f}x)")
         if result.latency and first.latency:
             speed = result.latency.tokens_per_second
-            row += [f"{speed:.1f}", f"{speed / first.latency.tokens_per_second:.2f}x"]
+            row.append(f"{speed:.1f} ({speed / first.latency.tokens_per_second:.2f}x)")
         rows.append(row)
-    columns = ["model", "layers", "parameters", "bytes"]
-    columns += ["perplexity", "to first"] if first.perplexity else []
-    columns += ["decode tok/s", "to first"] if first.latency else []
+    columns = ["model", "layers", "params", "bytes"]
+    columns += ["perplexity"] if first.perplexity else []
+    columns += ["decode tok/s"] if first.latency else []
     print_table("", columns, rows)
+    if len(results) > 1:
+        print("in brackets: how many times the first model's")
     if first.perplexity:
         print(protocol(first.perplexity.text, first.perplexity.context))
 
@@ -76,8 +84,7 @@ def demo_table(rows: Sequence["Row"]) -> None:
                 f"{results.latency.tokens_per_second:.0f}",
             ]
         )
-    columns = ["criterion", "off", "removed", "perplexity", "layers", "parameters", "bytes",
-               "decode tok/s"]  # fmt: skip
+    columns = ["criterion", "off", "removed", "perplexity", "layers", "params", "bytes", "tok/s"]
     print_table("", columns, lines)
     measured = rows[0].results.perplexity
     assert measured is not None

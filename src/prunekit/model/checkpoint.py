@@ -36,6 +36,8 @@ CAUSAL_IF: dict[str, tuple[str, object]] = {
     "xlm": ("causal", True),
     "xlnet": ("attn_type", "uni"),
 }  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab*", "*.tiktoken",
+              "tekken.json", "*.spm")  # fmt: skip
 PAGE = 4096
 PAGES = 16
 STORY = "prunekit.json"
@@ -57,19 +59,14 @@ class Checkpoint:
     def open(cls, model: str | Path) -> "Checkpoint":
         """Open a local folder, a hub id (`org/name`, fetched or cached) or `demo`.
 
+        A Path is always a local folder, whatever it is called.
+
         Raises InputError if there is no such model, or it is not a safetensors checkpoint of a
         causal language model that the installed transformers can open without remote code.
         """
-        folder = _resolve(str(model))
+        folder = _local(model) if isinstance(model, Path) else _resolve(model)
         config_json = _read_object(folder / "config.json")
-        files = _weight_files(folder)
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            for tensor in read_header(file):
-                if tensor.name in tensors:
-                    raise InputError(f"{model}: tensor {tensor.name!r} is in two files")
-                tensors[tensor.name] = tensor
-        checkpoint = cls(str(model), folder, config_json, tensors)
+        checkpoint = cls(str(model), folder, config_json, _tensors(str(model), folder))
         checkpoint._check_index()
         checkpoint._check_type()
         return checkpoint
@@ -86,7 +83,7 @@ class Checkpoint:
             return AutoConfig.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:
             raise InputError(
-                f"{self.name}: transformers refuses its config.json: {_first_line(error)}"
+                f"{self.name}: transformers refuses its config.json: {_one_line(error)}"
             ) from None
 
     @cached_property
@@ -94,11 +91,17 @@ class Checkpoint:
         """The model's own tokenizer. Raises InputError if it has none that transformers opens."""
         from transformers import AutoTokenizer
 
+        # transformers makes an empty tokenizer up where there is none, and goes on.
+        if not any(next(self.folder.glob(pattern), None) for pattern in TOKENIZERS):
+            raise InputError(
+                f"{self.name}: there is no tokenizer beside the model; add its files "
+                "(tokenizer.json and tokenizer_config.json, say)"
+            )
         try:
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:
             raise InputError(
-                f"{self.name}: no tokenizer that transformers can open: {_first_line(error)}"
+                f"{self.name}: no tokenizer that transformers can open: {_one_line(error)}"
             ) from None
 
     @property
@@ -198,16 +201,21 @@ class Checkpoint:
             )
 
 
+def _local(folder: Path) -> Path:
+    if not folder.exists():
+        raise InputError(f"no model {str(folder)!r}: no such folder")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: a file; give the model's folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: not a checkpoint: the folder has no config.json")
+    return folder
+
+
 def _resolve(model: str) -> Path:
     if model == "demo":
         return DEMO
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{model}: not a checkpoint: the folder has no config.json")
-        return folder
-    if folder.exists():
-        raise InputError(f"{model}: a file; give the model's folder")
+    if Path(model).exists():
+        return _local(Path(model))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise InputError(f"no model {model!r}: no such folder, and not a hub id (org/name)")
     return _fetch(model)
@@ -230,11 +238,25 @@ def _fetch(model: str) -> Path:
     except Exception as error:
         raise InputError(
             f"no model {model!r}: no such folder, and the hub (or its cache, when offline) did "
-            f"not give it: {_first_line(error)}"
+            f"not give it: {_one_line(error)}"
         ) from None
     if not (folder / "config.json").is_file():
         raise InputError(f"{model}: not a checkpoint: the hub's copy has no config.json")
     return folder
+
+
+def _tensors(model: str, folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        try:
+            found = read_header(file)
+        except InputError as error:
+            raise InputError(f"{model}: {error}") from None
+        for tensor in found:
+            if tensor.name in tensors:
+                raise InputError(f"{model}: tensor {tensor.name!r} is in two files")
+            tensors[tensor.name] = tensor
+    return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -276,7 +298,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {_first_line(error)}") from None
+        raise InputError(f"{file}: not JSON: {_one_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{file}: not a JSON object")
     return value
@@ -289,6 +311,5 @@ def _sampled(size: int) -> list[tuple[int, int]]:
     return [(index * step, PAGE) for index in range(PAGES)]
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

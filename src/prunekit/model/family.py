@@ -68,6 +68,8 @@ class Family:
                 f"model type {config.model_type!r}: no list of {said} decoder layers in it"
             )
         path, layers = lists[0]
+        if not len(layers):
+            raise InputError(f"model type {config.model_type!r}: its config says it has no layers")
         return cls(config, model, path, len(layers))
 
     def layers(self, model: nn.Module) -> nn.ModuleList:

@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prunekit.errors import InputError
 
 
 class Observer:
-    """Watches a walk; override what you need."""
+    """Watches a walk; override what you need.
+
+    class Norms(prunekit.Observer):
+        def see(self, layer, batch, entering, leaving):
+            print(layer, (leaving - entering).norm(dim=-1).mean())
+    """
 
     wants_logits = False
 
@@ -37,7 +43,7 @@ class Observer:
 
 
 def walk(
-    model: nn.Module,
+    model: PreTrainedModel,
     layers: nn.ModuleList,
     batches: Iterable[Tensor],
     *observers: Observer,
@@ -48,11 +54,19 @@ def walk(
 
     `layers` is the model's list of decoder layers (see Family). `skip` names layers that are passed
     over: their entering state leaves unchanged. `beside` is how many batches stand side by side
-    before a layer is run; the results do not depend on it.
+    before a layer is run; the results do not depend on it. Raises InputError for layers or tokens
+    that the model does not have.
+
+        loaded = prunekit.load(prunekit.Checkpoint.open("demo"))
+        loaded.walk(text.batches(4), MyObserver())  # this function, with the model's own layers
     """
+    skipped = frozenset(skip)
+    if wrong := skipped.difference(range(len(layers))):
+        raise InputError(
+            f"can't skip layer {min(wrong)}: the model has layers 0 to {len(layers) - 1}"
+        )
     device = next(iter(model.parameters())).device
     head = any(observer.wants_logits for observer in observers)
-    skipped = frozenset(skip)
     with torch.no_grad(), _stand_ins(layers) as real:
         for first, group in _groups(batches, beside):
             paused = [_Forward(model, tokens.to(device)) for tokens in group]
@@ -89,7 +103,12 @@ class _StandIn(nn.Module):
 class _Forward:
     """One batch's suspended forward."""
 
-    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise InputError("token ids are whole numbers of shape (sequence, token)")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            raise InputError(f"token ids must lie in 0 to {vocabulary - 1}, the model's vocabulary")
         self.tokens = tokens
         self.greenlet = greenlet(lambda: model(input_ids=tokens, use_cache=False))
         self.call = self.greenlet.switch()

@@ -170,7 +170,7 @@ def parse_layers(value: Any, where: str) -> tuple[int, ...]:
     """Layer numbers from 5, "5:9" (half-open) or a list of those. Raises InputError."""
     layers: list[int] = []
     for entry in value if isinstance(value, list) else [value]:
-        if type(entry) is int:
+        if type(entry) is int and entry >= 0:
             layers.append(entry)
             continue
         block = BLOCK.fullmatch(entry) if isinstance(entry, str) else None

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Scores:
     """One number for every block [start, start + length) of layers; low = safe to remove.
 
     `blocks[length][start]`; length 1 is always there, longer blocks where the criterion gives them.
-    `text`, `context` and `seconds` say on what and how the numbers were measured.
+    `text` and `context` say on what and how the numbers were measured.
     """
 
     criterion: str
@@ -85,6 +85,10 @@ def read_scores(file: Path) -> Scores:
         raise InputError(f"{file}: not JSON: {error}") from None
     if not isinstance(record, dict) or record.pop("prunekit_scores", None) != FORMAT:
         raise InputError(f"{file}: not a scores file that this version reads (written by `score`)")
+    if odd := record.keys() - {field.name for field in fields(Scores)}:
+        raise InputError(f"{file}: broken scores file: {min(odd)!r} does not belong there")
+    if not isinstance(record.get("blocks"), dict):
+        raise InputError(f"{file}: broken scores file: `blocks` must map lengths to lists")
     try:
         base = parse_base(record.pop("base", None))
         blocks = {

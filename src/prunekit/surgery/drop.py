@@ -16,6 +16,7 @@ from prunekit.model.tensors import Tensor
 from prunekit.surgery.write import Part
 
 NONE = (0, 0)
+EXTRA = re.compile(r"nextn|mtp")  # config fields that count blocks beyond the layers
 
 
 def drop(
@@ -27,6 +28,7 @@ def drop(
     Raises InputError if the layers can't be told among the names on disk.
     """
     prefix = disk_prefix(checkpoint, family)
+    check_extra(checkpoint, family, prefix)
     new = {old: position for position, old in enumerate(keep)}
     name_of = re.compile(re.escape(prefix) + r"(\d+)(\..+)")
     parts = []
@@ -72,6 +74,27 @@ def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
             f"({', '.join(whole) or 'no name numbers them all'})"
         )
     return fitting[0]
+
+
+def check_extra(checkpoint: Checkpoint, family: Family, prefix: str) -> None:
+    """Raises InputError if the weights hold more layers than the config says.
+
+    Blocks that predict further tokens are numbered on from the last layer, but the config counts
+    them, or they hold what no layer does.
+    """
+    text = checkpoint.config.get_text_config(decoder=True).to_dict()
+    counts = [value for name, value in text.items() if EXTRA.search(name) and type(value) is int]
+    parts: dict[int, set[str]] = {}
+    for name in checkpoint.tensors:
+        if match := re.match(re.escape(prefix) + r"(\d+)\.", name):
+            parts.setdefault(int(match[1]), set()).add(name[match.end() :])
+    usual = set().union(*(parts[layer] for layer in range(family.depth)))
+    counted = family.depth + max(counts, default=0)
+    if any(number >= counted and names <= usual for number, names in parts.items()):
+        raise InputError(
+            f"{checkpoint.name}: the weights hold {len(parts)} layers, and the config says "
+            f"{family.depth}; one of them is wrong"
+        )
 
 
 def _alike(checkpoint: Checkpoint, prefix: str, layers: Mapping[str, Any]) -> tuple[int, int]:

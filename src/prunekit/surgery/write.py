@@ -60,6 +60,9 @@ def refuse_existing(out: Path) -> None:
     """Raises InputError if there is something at `out`: nothing is ever overwritten."""
     if out.exists() or out.is_symlink():
         raise InputError(f"output {str(out)!r} exists; remove it or give another name")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"output {str(out)!r}: can't write in {str(parent)!r}")
 
 
 def write_shards(folder: Path, shards: Sequence[Sequence[Part]]) -> None:

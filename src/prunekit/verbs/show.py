@@ -7,6 +7,7 @@ from typing import Any
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
+from prunekit.surgery.drop import check_extra, disk_prefix
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def show(model: str | Path) -> Anatomy:
     """Read a model's anatomy off its config and headers; no weight is loaded."""
     checkpoint = Checkpoint.open(model)
     family = Family.of(checkpoint.config)
+    check_extra(checkpoint, family, disk_prefix(checkpoint, family))
     text = checkpoint.config.get_text_config()
     layers = family.layers(family.skeleton)
     return Anatomy(
