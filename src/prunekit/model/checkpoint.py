@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,9 +237,10 @@ def _fetch(model: str) -> Path:
             )
         )
     except Exception as error:
+        hint = "; did you mean 'demo'?" if get_close_matches(model, ["demo"]) else ""
         raise InputError(
-            f"no model {model!r}: no such folder, and the hub (or its cache, when offline) did "
-            f"not give it: {_one_line(error)}"
+            f"no model {model!r}{hint}: no such folder, and the hub (or its cache, when offline) "
+            f"did not give it: {_one_line(error)}"
         ) from None
     if not (folder / "config.json").is_file():
         raise InputError(f"{model}: not a checkpoint: the hub's copy has no config.json")
