@@ -190,11 +190,12 @@ def cut(
     check: Check = True,
 ) -> None:
     """Apply a plan: a new checkpoint that plain transformers opens. The input is never touched."""
+    from prunekit.model.family import Family
     from prunekit.verbs.cut import cut
 
     made = cut(model, plan, out, check=check)
     story = made.story
-    kept = made.config.get_text_config().num_hidden_layers
+    kept = Family.of(made.config).depth
     _picture(kept + len(story["dropped"]), story["dropped"])
     checked = "opened and run by transformers, logits equal" if check else "not checked"
     _remark(f"wrote {out}: {kept} layers, {tables.size(made.bytes)} ({checked})")

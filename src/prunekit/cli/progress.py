@@ -16,7 +16,7 @@ def bar(title: str, steps: int) -> "Iterator[Observer]":
     """A bar that moves on with every layer run; an observer of the walk."""
     from prunekit.model.walk import Observer
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())  # fmt: skip
     console = Console(stderr=True)
     shown = console.is_terminal  # in a log file a bar is noise

@@ -4,6 +4,7 @@ Works on the names on disk, which may differ from those in memory (fused experts
 kept weights are the same bytes.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,9 +124,7 @@ def _outside(tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequen
 
 def _sliced(tensor: Tensor, packed: Packed, keep: Sequence[int]) -> Part:
     """A tensor that packs something for each layer, with the kept layers' parts only."""
-    outer = 1
-    for size in tensor.shape[: packed.axis]:
-        outer *= size
+    outer = math.prod(tensor.shape[: packed.axis])
     row = tensor.bytes // outer
     step = row * packed.size // tensor.shape[packed.axis]
     with tensor.file.open("rb") as stream:

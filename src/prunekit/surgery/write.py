@@ -5,6 +5,7 @@ when all of it is there.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ def write_shards(folder: Path, shards: Sequence[Sequence[Part]]) -> None:
         weight_map.update({part.name: name for part in shard})
     total = {
         "total_size": sum(part.bytes for shard in shards for part in shard),
-        "total_parameters": sum(_numbers(part.shape) for shard in shards for part in shard),
+        "total_parameters": sum(math.prod(part.shape) for shard in shards for part in shard),
     }
     index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -127,10 +128,3 @@ def _copy_range(source: int, target: int, count: int, offset: int) -> int:
         except OSError:
             pass  # another file system, or one without the call: the plain way says what is wrong
     return os.write(target, os.pread(source, count, offset))
-
-
-def _numbers(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -66,13 +66,13 @@ def prune(
     mend, with nothing written.
     """
     refuse_existing(Path(out))
+    judge = make_criterion(criterion, dict(options or {}))
     loaded = open_model(model, dtype, device)
     # What can't be chosen is said now, and not after the walks.
-    choose(blank(loaded), drop=drop, chooser=chooser, protect=protect)
+    choose(_blank(loaded), drop=drop, chooser=chooser, protect=protect)
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
-    judge = make_criterion(criterion, dict(options or {}))
     dense = Results(**facts(loaded), perplexity=measure_perplexity(loaded, unseen, batch, watch))
     (scores,) = run(loaded, {criterion: judge}, calibrate, batch, seed, watch)
     plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
@@ -81,10 +81,10 @@ def prune(
     made = open_model(cut(checkpoint, plan, out).folder, dtype, device)
     after = Results(**facts(made), perplexity=measure_perplexity(made, unseen, batch, watch))
     tell(made.checkpoint, {"dense": asdict(dense), "pruned": asdict(after)})
-    return Pruned(Checkpoint.open(out), scores, plan, dense, after, shared)
+    return Pruned(made.checkpoint, scores, plan, dense, after, shared)
 
 
-def blank(loaded: Loaded) -> Scores:
+def _blank(loaded: Loaded) -> Scores:
     """Scores that prefer no layer to another."""
     base = base_of(loaded.checkpoint, loaded.family)
     return Scores("none", {}, base, {1: [0.0] * base.layers})
