@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
+from prunekit.model.names import disk_prefix
 from prunekit.model.tensors import Tensor as OnDisk
 from prunekit.plan.plan import Drop, Plan
 from prunekit.surgery.apply import apply
-from prunekit.surgery.drop import disk_prefix
 
 DROPPED = (1, 3)
 KEPT = (0, 2, 4, 5)

@@ -6,17 +6,16 @@ kept weights are the same bytes.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
+from prunekit.model.names import disk_prefix
 from prunekit.model.structure import Packed
 from prunekit.model.tensors import Tensor
 from prunekit.surgery.write import Part
 
-NONE = (0, 0)
 EXTRA = re.compile(r"nextn|mtp")  # config fields that count blocks beyond the layers
 
 
@@ -52,31 +51,6 @@ def drop(
     return parts
 
 
-def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
-    """What stands before a layer's number in the names on disk, for example `model.layers.`.
-
-    Of several prefixes that number as many layers (a vision tower's, say), it is the one below
-    which most tensors have a decoder layer's names and shapes. Raises InputError if none is.
-    """
-    numbers: dict[str, set[int]] = {}
-    for name in checkpoint.tensors:
-        for match in re.finditer(r"(?<=\.)(\d+)(?=\.)|^(\d+)(?=\.)", name):
-            numbers.setdefault(name[: match.start()], set()).add(int(match[0]))
-    wanted = set(range(family.depth))
-    whole = [prefix for prefix, found in numbers.items() if wanted <= found]
-    layers = family.layers(family.skeleton).state_dict()
-    alike = {prefix: _alike(checkpoint, prefix, layers) for prefix in whole}
-    fitting = [prefix for prefix in whole if alike[prefix] == max(alike.values())]
-    if len(fitting) > 1 or max(alike.values(), default=NONE) == NONE:
-        fitting = [prefix for prefix in fitting if f"{family.path}.".endswith(prefix)]
-    if len(fitting) != 1:
-        raise InputError(
-            f"{checkpoint.name}: can't tell the {family.depth} layers among the tensors on disk "
-            f"({', '.join(whole) or 'no name numbers them all'})"
-        )
-    return fitting[0]
-
-
 def check_extra(checkpoint: Checkpoint, family: Family, prefix: str) -> None:
     """Raises InputError if the weights hold more layers than the config says.
 
@@ -96,16 +70,6 @@ def check_extra(checkpoint: Checkpoint, family: Family, prefix: str) -> None:
             f"{checkpoint.name}: the weights hold {len(parts)} layers, and the config says "
             f"{family.depth}; one of them is wrong"
         )
-
-
-def _alike(checkpoint: Checkpoint, prefix: str, layers: Mapping[str, Any]) -> tuple[int, int]:
-    """How many tensors below a prefix have names, and shapes too, of the layers in memory."""
-    pairs = [
-        (checkpoint.tensors[prefix + name].shape, tuple(tensor.shape))
-        for name, tensor in layers.items()
-        if prefix + name in checkpoint.tensors
-    ]
-    return len(pairs), sum(stored == wanted for stored, wanted in pairs)
 
 
 def _outside(tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequence[Packed]) -> Part:

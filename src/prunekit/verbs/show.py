@@ -7,7 +7,8 @@ from typing import Any
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
-from prunekit.surgery.drop import check_extra, disk_prefix
+from prunekit.model.names import disk_prefix
+from prunekit.surgery.drop import check_extra
 
 
 @dataclass(frozen=True)
