@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 from prunekit.cli import tables
 from prunekit.cli.progress import bar
 from prunekit.errors import InputError
+from prunekit.model.ranks import rank, ranks
 
 if TYPE_CHECKING:
     from prunekit.plan.plan import Plan
@@ -61,6 +62,20 @@ Batch = Annotated[int | None, typer.Option(help="Samples run at once; about 2048
 Seed = Annotated[int, typer.Option(help="Draws the calibration samples.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Walk = Annotated[
+    str, typer.Option(help="memory, disk (layer by layer), or auto: in memory if the weights fit.")
+]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="From disk: the states held at once; 8GiB, 500MB.")
+]
+Scratch = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="From disk: where states go that don't fit; $TMPDIR."),
+]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="nf4|fp4|int8", help="Run the model quantised (bitsandbytes).")
+]
+DoubleQuant = Annotated[bool, typer.Option(help="With nf4 and fp4: quantise their constants too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")]
 Check = Annotated[
     bool, typer.Option(help="Open and run what was written, against the base with layers skipped.")
@@ -142,6 +157,11 @@ def score(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    quantize: Quantize = None,
+    double_quant: DoubleQuant = True,
     json: Json = False,
 ) -> None:
     """Score every layer and every block of layers; low = safe to remove."""
@@ -150,9 +170,10 @@ def score(
     _refuse_existing(out)
     (scores,) = score(
         model, criterion=criterion, options=_options(option), text=text, samples=samples,
-        length=length, batch=batch, seed=seed, dtype=dtype, device=device, watch=bar,
+        length=length, batch=batch, seed=seed, dtype=dtype, device=device, walk=walk, memory=memory,
+        scratch=scratch, quantize=quantize, double_quant=double_quant, watch=bar,
     )  # fmt: skip
-    if out:
+    if out and rank() == 0:
         scores.write(out)
     if json:
         tables.print_json(scores)
@@ -221,6 +242,11 @@ def prune(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    quantize: Quantize = None,
+    double_quant: DoubleQuant = True,
     json: Json = False,
 ) -> None:
     """Score, plan and cut, with perplexity before and after."""
@@ -230,7 +256,8 @@ def prune(
         model, out, drop=drop, criterion=criterion, options=_options(option), chooser=choose,
         protect=_integers(protect), text=text, samples=samples, test=test,
         test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
-        device=device, watch=bar,
+        device=device, walk=walk, memory=memory, scratch=scratch, quantize=quantize,
+        double_quant=double_quant, watch=bar,
     )  # fmt: skip
     if json:
         tables.print_json(
@@ -258,6 +285,11 @@ def evaluate(
     batch: Batch = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    quantize: Quantize = None,
+    double_quant: DoubleQuant = True,
     json: Json = False,
 ) -> None:
     """Measure one or more models on the same text."""
@@ -265,7 +297,8 @@ def evaluate(
 
     results = evaluate(
         models, measure=_words(measure), text=text, samples=samples, length=length, batch=batch,
-        dtype=dtype, device=device, watch=bar,
+        dtype=dtype, device=device, walk=walk, memory=memory, scratch=scratch,
+        quantize=quantize, double_quant=double_quant, watch=bar,
     )  # fmt: skip
     if json:
         tables.print_json(results)
@@ -293,6 +326,10 @@ def main() -> None:
     """Run the command line: one line and exit code 2 for what the user can mend."""
     # Read when transformers is imported: its warnings would drown the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if ranks() > 1 and sys.argv[1:2] not in (["score"], ["evaluate"]):
+        _fail(f"{ranks()} processes can share `score` and `evaluate`; run anything else in one")
+    if rank() > 0:  # one of them speaks for all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except TyperException as error:

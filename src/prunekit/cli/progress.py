@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from prunekit.model.ranks import rank
+
 if TYPE_CHECKING:
     from prunekit.model.walk import Observer
 
@@ -19,7 +21,7 @@ def bar(title: str, steps: int) -> "Iterator[Observer]":
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())  # fmt: skip
     console = Console(stderr=True)
-    shown = console.is_terminal  # in a log file a bar is noise
+    shown = console.is_terminal and rank() == 0  # in a log file a bar is noise
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task(title, total=steps)
 

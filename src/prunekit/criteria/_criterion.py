@@ -19,6 +19,11 @@ class Criterion(Observer):
     def begin(self, layers: int, seed: int) -> None:
         """Called once, before the walk."""
 
+    def sums(self) -> list[Tensor]:
+        """Tensors that add up over batches: where several processes share a text, the others' are
+        added to them in place before `blocks` is called. None: it must see all batches itself."""
+        return []
+
     @abstractmethod
     def blocks(self) -> dict[int, list[float]]:
         """Called once, after the walk: block length -> the score of each start; low = removable."""
@@ -41,8 +46,14 @@ class OfCosines(Criterion):
     def begin(self, layers: int, seed: int) -> None:
         self.layers = layers
         self.total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
-        self.count = 0
+        self.count = torch.zeros((), dtype=torch.float64)
         self.held: dict[int, list[Tensor]] = {}
+
+    def keeps(self, layers: int) -> float:
+        return 0 if self.tokens == "last" else layers + 1
+
+    def sums(self) -> list[Tensor]:
+        return [self.total, self.count]
 
     def see(self, layer: int, batch: int, entering: Tensor, leaving: Tensor) -> None:
         states = self.held.setdefault(batch, [])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.model.load import Loaded
+from prunekit.model.ranks import add_up, share
 from prunekit.model.walk import Observer
 from prunekit.text.packing import Text
 
@@ -62,7 +63,10 @@ def perplexity(
     Raises InputError if a logit is not finite.
     """
     loss = Loss()
-    loaded.walk(text.batches(batch), loss, *observers, skip=skip)
-    context = {**loaded.context(), "batch": batch}
-    mean = loss.total / loss.predicted
-    return Perplexity(math.exp(min(mean, LARGEST)), mean, loss.predicted, text.describe(), context)
+    way = loaded.walk(share(text.batches(batch)), loss, *observers, skip=skip)
+    context = {**loaded.context(), "walk": way, "batch": batch}
+    sums = torch.tensor([loss.total, loss.predicted], dtype=torch.float64)
+    add_up([sums])
+    total, predicted = sums.tolist()
+    mean = total / predicted
+    return Perplexity(math.exp(min(mean, LARGEST)), mean, int(predicted), text.describe(), context)

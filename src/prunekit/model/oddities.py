@@ -21,6 +21,7 @@ ATTENTION_FREE = ("minimax",)
 # Types whose halves of layers can't be taken away by zeros.
 NO_HALVES = {
     "longcat_flash": "some of its experts hand on what they get",
+    "inkling2_text": "its files hold one tensor for parts of all layers",
     "zamba": "its hybrid layers share one attention block",
     "zaya": "it scales and shifts the stream after each half",
 }
@@ -91,4 +92,11 @@ def _residual_blocks(text: PreTrainedConfig, keep: Sequence[int], depth: int) ->
 POSITIONAL: dict[str, Callable[[PreTrainedConfig, Sequence[int], int], str | None]] = {
     "inkling2_text": _residual_blocks,
     "rwkv": _halvings,
+}
+
+# Types whose layers can't be brought from disk one at a time, and why.
+NOT_FROM_DISK = {
+    "rwkv": "its forward rescales the weights of all layers before it runs the first",
+    "inkling2_text": "its files hold one tensor for parts of all layers",
+    "zamba": "its layers share one attention block",
 }

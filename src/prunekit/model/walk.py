@@ -8,9 +8,9 @@ the states are those of transformers bit for bit, the code that prepares a layer
 transformers' own, and any number of batches can stand side by side before the same layer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -18,6 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.errors import InputError
+
+Keep = Callable[[Tensor], Tensor]
+
+
+class Source(Protocol):
+    """Where a walk gets the decoder layers if they are not in the model."""
+
+    def in_turn(self, order: Sequence[int]) -> Generator[nn.Module]:
+        """The layers in this order, each with its weights until the next is asked for."""
+        ...
 
 
 class Observer:
@@ -29,6 +39,10 @@ class Observer:
     """
 
     wants_logits = False
+
+    def keeps(self, layers: int) -> float:
+        """How many of a batch's states it holds until that batch is through (a memory budget)."""
+        return 0
 
     def see(self, layer: int, batch: int, entering: Tensor, leaving: Tensor) -> None:
         """Called after each layer on each batch.
@@ -49,6 +63,8 @@ def walk(
     *observers: Observer,
     skip: Iterable[int] = (),
     beside: int = 1,
+    source: Source | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Run `model` over `batches` of token ids (sequence, token), layer by layer.
 
@@ -56,6 +72,9 @@ def walk(
     over: their entering state leaves unchanged. `beside` is how many batches stand side by side
     before a layer is run; the results do not depend on it. Raises InputError for layers or tokens
     that the model does not have.
+
+    `source` brings the layers where they are not in `model`; `keep` puts states away as they come
+    and returns what stands for them.
 
         loaded = prunekit.load(prunekit.Checkpoint.open("demo"))
         loaded.walk(text.batches(4), MyObserver())  # this function, with the model's own layers
@@ -65,16 +84,20 @@ def walk(
         raise InputError(
             f"can't skip layer {min(wrong)}: the model has layers 0 to {len(layers) - 1}"
         )
-    device = next(iter(model.parameters())).device
+    device = next(weight.device for weight in model.parameters() if not weight.is_meta)
     head = any(observer.wants_logits for observer in observers)
-    with torch.no_grad(), _stand_ins(layers) as real:
+    # The first layer always runs: it shows what form a layer's output has.
+    order = [index for index in range(len(layers)) if index == 0 or index not in skipped]
+    with torch.no_grad(), _kept_embeddings(model, keep), _stand_ins(layers) as real:
         for first, group in _groups(batches, beside):
-            paused = [_Forward(model, tokens.to(device)) for tokens in group]
-            for index, layer in enumerate(real):
-                for number, forward in enumerate(paused, first):
-                    entering, leaving = forward.step(index, layer, index in skipped)
-                    for observer in observers:
-                        observer.see(index, number, entering, leaving)
+            paused = [_Forward(model, tokens.to(device), keep) for tokens in group]
+            with closing(source.in_turn(order) if source else _in_turn(real, order)) as coming:
+                for index in range(len(layers)):
+                    layer = next(coming) if index in order else None
+                    for number, forward in enumerate(paused, first):
+                        entering, leaving = forward.step(index, layer, index in skipped)
+                        for observer in observers:
+                            observer.see(index, number, entering, leaving)
             for number, forward in enumerate(paused, first):
                 logits = forward.finish(head)
                 if logits is not None:
@@ -103,38 +126,45 @@ class _StandIn(nn.Module):
 class _Forward:
     """One batch's suspended forward."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, keep: Keep | None) -> None:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise InputError("token ids are whole numbers of shape (sequence, token)")
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             raise InputError(f"token ids must lie in 0 to {vocabulary - 1}, the model's vocabulary")
         self.tokens = tokens
+        self.keep = keep
         self.greenlet = greenlet(lambda: model(input_ids=tokens, use_cache=False))
         self.call = self.greenlet.switch()
         self.output: Any = None
 
-    def step(self, index: int, layer: nn.Module, skip: bool) -> tuple[Tensor, Tensor]:
-        """Let the forward go on to layer `index` and run it; the states entering and leaving."""
+    def step(self, index: int, layer: nn.Module | None, skip: bool) -> tuple[Tensor, Tensor]:
+        """Let the forward go on to layer `index`, run the layer if there is one, and pass it over
+        if so asked; the states entering and leaving."""
         if index:
             self.call = self.greenlet.switch(self.output)
         if self.greenlet.dead or self.call[0] != index:
             raise InputError("this model type does not run its layers once each, in order")
         _, args, kwargs = self.call
         entering = args[0] if args else kwargs["hidden_states"]
-        if not skip or self.output is None:
-            # What layers return beside the state is part of their form: as long as no layer has
-            # shown it, one that is passed over runs all the same.
+        if layer is not None:
             version = entering._version
             self.output = layer(*args, **kwargs)
             assert entering._version == version, "the layer writes into its entering state"
-        if skip:
+        if not skip and self.keep:
+            self._hand_on(self.keep(self._state()))
+        elif skip:
             # What it would have handed on beside the state stays what the layer before it did.
-            plain = isinstance(self.output, Tensor)
-            self.output = entering if plain else (entering, *self.output[1:])
-        leaving = self.output if isinstance(self.output, Tensor) else self.output[0]
+            self._hand_on(entering)
         shape = self.tokens.shape
-        return _as_states(entering, shape), _as_states(leaving, shape)
+        return _as_states(entering, shape), _as_states(self._state(), shape)
+
+    def _state(self) -> Tensor:
+        return self.output if isinstance(self.output, Tensor) else self.output[0]
+
+    def _hand_on(self, state: Tensor) -> None:
+        plain = isinstance(self.output, Tensor)
+        self.output = state if plain else (state, *self.output[1:])
 
     def finish(self, head: bool) -> Tensor | None:
         """The logits, if asked for; else the forward is abandoned before the final norm."""
@@ -165,6 +195,25 @@ def _stand_ins(layers: nn.ModuleList) -> Iterator[list[nn.Module]]:
     finally:
         for index, layer in enumerate(real):
             layers[index] = layer
+
+
+def _in_turn(layers: Sequence[nn.Module], order: Sequence[int]) -> Generator[nn.Module]:
+    yield from (layers[index] for index in order)
+
+
+@contextmanager
+def _kept_embeddings(model: PreTrainedModel, keep: Keep | None) -> Iterator[None]:
+    """With the embeddings' output put away as well: suspended forwards hold on to it."""
+    if keep is None:
+        yield
+        return
+    put_away = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: keep(output)
+    )
+    try:
+        yield
+    finally:
+        put_away.remove()
 
 
 def _groups(batches: Iterable[Tensor], size: int) -> Iterator[tuple[int, list[Tensor]]]:

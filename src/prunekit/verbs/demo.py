@@ -37,7 +37,7 @@ def demo(out: str | Path, *, device: str = "cpu", watch: Watch = unwatched) -> l
     the dense model and the three cuts by `angular` (they depend on how many layers go, not which).
     """
     refuse_existing(Path(out))
-    dense = open_model("demo", "auto", device)
+    dense = open_model("demo", device=device)
     calibrate = pack_to_calibrate(dense, CALIBRATE, samples=SAMPLES, length=None, seed=0)
     test = pack_for(dense, TEST, samples=SAMPLES, length=None)
     judges = {name: plugins.make("criteria", name) for name in METHODS}
@@ -50,7 +50,7 @@ def demo(out: str | Path, *, device: str = "cpu", watch: Watch = unwatched) -> l
             for count in DROPS:
                 plan = choose(scores, drop=count, chooser=METHODS[name])
                 folder = Path(out) if (name, count) == KEPT else Path(scratch, f"{name}-{count}")
-                made = open_model(cut(dense.checkpoint, plan, folder).folder, "auto", device)
+                made = open_model(cut(dense.checkpoint, plan, folder).folder, device=device)
                 loss = measure_perplexity(made, test, None, watch)
                 rows.append(Row(name, plan.dropped, Results(**facts(made), perplexity=loss)))
                 if name == KEPT[0]:

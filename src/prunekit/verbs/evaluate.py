@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from prunekit.errors import InputError
 from prunekit.measures.latency import Decode, decode_speed
 from prunekit.measures.perplexity import Perplexity, perplexity
 from prunekit.model.checkpoint import STORY, Checkpoint
-from prunekit.model.load import Loaded
+from prunekit.model.load import How, Loaded
 from prunekit.plugins import names, nearest
 from prunekit.text.packing import Text
 from prunekit.verbs.score import batch_size, open_model, pack_for
@@ -39,9 +39,8 @@ def evaluate(
     samples: int | None = None,
     length: int | None = None,
     batch: int | None = None,
-    dtype: str = "auto",
-    device: str = "cpu",
     watch: Watch = unwatched,
+    **how: Unpack[How],
 ) -> list[Results]:
     """Measure every model; `samples` counts from the text's start, all if None.
 
@@ -50,7 +49,7 @@ def evaluate(
     for name in measure:
         if name not in (possible := list(names("measures"))):
             raise InputError(f"no measure called {name!r}{nearest(name, possible)}")
-    opened = [open_model(model, dtype, device) for model in models]
+    opened = [open_model(model, **how) for model in models]
     measured = []
     for loaded in opened:
         lost = None
@@ -60,6 +59,12 @@ def evaluate(
         measured.append(lost)
     speeds: Sequence[Decode | None] = [None] * len(opened)
     if "latency" in measure:
+        for loaded in opened:
+            if loaded.layers is not None:
+                raise InputError(
+                    f"{loaded.checkpoint.name}: latency needs the whole model in memory, and it is "
+                    "walked from disk; measure perplexity alone, or take --walk memory"
+                )
         speeds = decode_speed(opened)
     return [
         Results(**facts(loaded), perplexity=lost, latency=speed)
@@ -79,7 +84,7 @@ def measure_perplexity(loaded: Loaded, text: Text, batch: int | None, watch: Wat
         )
     size = batch_size(batch, text.length)
     steps = loaded.family.depth * -(-len(text.tokens) // size)
-    with watch(f"perplexity of {loaded.checkpoint.name}", steps) as observer:
+    with watch(f"perplexity of {loaded.checkpoint.name}{loaded.where}", steps) as observer:
         return perplexity(loaded, text, batch=size, observers=[observer])
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.load import Loaded
+from prunekit.model.load import How, Loaded
 from prunekit.plan.choose import choose
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Scores
@@ -55,9 +55,8 @@ def prune(
     length: int | None = None,
     batch: int | None = None,
     seed: int = 0,
-    dtype: str = "auto",
-    device: str = "cpu",
     watch: Watch = unwatched,
+    **how: Unpack[How],
 ) -> Pruned:
     """Remove `drop` layers from `model` and write the result to the new folder `out`.
 
@@ -67,18 +66,22 @@ def prune(
     """
     refuse_existing(Path(out))
     judge = make_criterion(criterion, dict(options or {}))
-    loaded = open_model(model, dtype, device)
+    # Quantised weights may choose what goes; what is measured and cut is the model itself.
+    whole: How = {**how, "quantize": None}
+    loaded = open_model(model, **whole)
     # What can't be chosen is said now, and not after the walks.
     choose(_blank(loaded), drop=drop, chooser=chooser, protect=protect)
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
     dense = Results(**facts(loaded), perplexity=measure_perplexity(loaded, unseen, batch, watch))
+    if how.get("quantize"):
+        loaded = open_model(model, **how)
     (scores,) = run(loaded, {criterion: judge}, calibrate, batch, seed, watch)
     plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
     checkpoint = loaded.checkpoint
     del loaded  # the cut opens the model anew, to check itself against it: hold it once
-    made = open_model(cut(checkpoint, plan, out).folder, dtype, device)
+    made = open_model(cut(checkpoint, plan, out).folder, **whole)
     after = Results(**facts(made), perplexity=measure_perplexity(made, unseen, batch, watch))
     tell(made.checkpoint, {"dense": asdict(dense), "pruned": asdict(after)})
     return Pruned(made.checkpoint, scores, plan, dense, after, shared)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from prunekit import plugins
 from prunekit.criteria._criterion import Criterion
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.load import Loaded, load
+from prunekit.model.load import How, Loaded, load
+from prunekit.model.ranks import add_up, ranks, share
 from prunekit.plan.scores import Scores
 from prunekit.surgery.apply import base_of
 from prunekit.text.packing import Text, load_text
@@ -30,9 +31,8 @@ def score(
     length: int | None = None,
     batch: int | None = None,
     seed: int = 0,
-    dtype: str = "auto",
-    device: str = "cpu",
     watch: Watch = unwatched,
+    **how: Unpack[How],
 ) -> list[Scores]:
     """Scores of every block length by each criterion, in the order asked for, from one walk.
 
@@ -43,7 +43,7 @@ def score(
     wanted = [criterion] if isinstance(criterion, str) else list(criterion)
     shared = len(wanted) > 1
     judges = {name: make_criterion(name, dict(options or {}), shared=shared) for name in wanted}
-    loaded = open_model(model, dtype, device)
+    loaded = open_model(model, **how)
     packed = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     return run(loaded, judges, packed, batch, seed, watch)
 
@@ -62,11 +62,13 @@ def run(
     for judge in judges.values():
         judge.begin(depth, seed)
     walking = [judge for judge in judges.values() if judge.needs_text]
-    if walking:
-        steps = depth * -(-len(text.tokens) // size)
-        with watch("scoring", steps) as observer:
-            loaded.walk(text.batches(size), *walking, observer)
     context = {**loaded.context(), "batch": size, "seed": seed, "prunekit": version("prunekit")}
+    if walking:
+        _check_shared(judges)
+        steps = depth * -(-len(text.tokens) // size) // ranks()
+        with watch(f"scoring{loaded.where}", steps) as observer:
+            context["walk"] = loaded.walk(share(text.batches(size)), *walking, observer)
+        add_up(total for judge in walking for total in judge.sums())
     base = base_of(loaded.checkpoint, loaded.family)
     return [
         Scores(
@@ -81,11 +83,18 @@ def run(
     ]
 
 
-def open_model(model: str | Path | Loaded, dtype: str, device: str) -> Loaded:
-    """A model in memory, loaded unless it already is."""
-    if isinstance(model, Loaded):
-        return model
-    return load(Checkpoint.open(model), dtype=dtype, device=device)
+def _check_shared(judges: Mapping[str, Criterion]) -> None:
+    """Raises InputError if a criterion must see all batches itself, and would not."""
+    for name, judge in judges.items():
+        if ranks() > 1 and judge.needs_text and not judge.sums():
+            raise InputError(
+                f"criterion {name!r} must see all samples, so it runs in one process, not {ranks()}"
+            )
+
+
+def open_model(model: str | Path | Loaded, **how: Unpack[How]) -> Loaded:
+    """A model ready to run, opened unless it already is."""
+    return model if isinstance(model, Loaded) else load(Checkpoint.open(model), **how)
 
 
 def pack_to_calibrate(
