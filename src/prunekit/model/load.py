@@ -1,8 +1,8 @@
 """Opens a model to run it: whole in memory, or with its layers brought from disk one at a time."""
 
+import logging
 import platform
 import tempfile
-import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -205,7 +205,7 @@ def _quantisation(
     if kind == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
         # Said once a layer and forward, about what we ask for here.
-        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
