@@ -3,8 +3,8 @@
 import logging
 import platform
 import tempfile
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,16 +12,19 @@ from typing import Any, TypedDict
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.memory import Scratch, free_memory, parse_size
+from prunekit.model.mute import Halves
 from prunekit.model.ranks import local_rank, on_this_machine, ranks
 from prunekit.model.stream import TORCH, LayersOnDisk, align, without_bars
-from prunekit.model.walk import Observer, walk
+from prunekit.model.units import Variant
+from prunekit.model.walk import Observer, in_turn, walk_variants
+from prunekit.model.walk_back import GradientObserver, walk_back
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WAYS = ("auto", "memory", "disk")
@@ -75,20 +78,55 @@ class Loaded:
         self, batches: Iterable[Tensor], *observers: Observer, skip: Iterable[int] = ()
     ) -> str:
         """Run the model layer by layer over token ids; see `walk`. Says which way it took."""
+        variant: Variant = frozenset((layer, "layer") for layer in skip)
+        return self.walk_variants(batches, {variant: observers})
+
+    def walk_variants(
+        self, batches: Iterable[Tensor], variants: Mapping[Variant, Sequence[Observer]]
+    ) -> str:
+        """Walk the model without some of its layers and halves, many such variants at once; see
+        `walk_variants`. Says which way it took."""
         places = self.family.layers(self.model)
+        observers = [observer for watching in variants.values() for observer in watching]
         if self.layers is None:
-            walk(self.model, places, batches, *observers, skip=skip)
+            walk_variants(self.model, places, batches, variants, halves=Halves(self.family))
             return "in memory"
         if any(observer.wants_logits for observer in observers):
             self.layers.read_head(self.model)
         batches = list(batches)
-        beside, spill, way = self._plan(self.layers, batches, observers)
-        with Scratch(self.scratch or Path(tempfile.gettempdir())) if spill else nullcontext() as to:
-            walk(
-                self.model, places, batches, *observers, skip=skip, beside=beside,
-                source=self.layers, keep=to.keep if to else None,
+        kept = sum(observer.keeps(self.family.depth) for observer in observers)
+        beside, spill, way = self._plan(self.layers, batches, HELD * len(variants) + kept)
+        with self._scratch(spill) as scratch:
+            walk_variants(
+                self.model, places, batches, variants, beside=beside, source=self.layers,
+                halves=Halves(self.family), keep=scratch.keep if scratch else None,
             )  # fmt: skip
         return way
+
+    def walk_back(self, batches: Iterable[Tensor], *observers: GradientObserver) -> str:
+        """Show every layer's gradients of the loss; see `walk_back`. Says which way it took."""
+        places = self.family.layers(self.model)
+        if self.quantize:
+            raise InputError("a quantised model has no gradients; leave --quantize away")
+        if self.layers is None:
+            walk_back(self.model, places, batches, *observers)
+            return "in memory"
+        self.layers.read_head(self.model)
+        batches = list(batches)
+        # Every layer's entering state is wanted again on the way back.
+        _, spill, _ = self._plan(self.layers, batches, HELD + self.family.depth)
+        with self._scratch(spill) as scratch:
+            walk_back(
+                self.model, places, batches, *observers, source=self.layers,
+                keep=scratch.keep if scratch else None,
+            )  # fmt: skip
+        return "from disk, states in a scratch file" if spill else "from disk"
+
+    def each_layer(self) -> Generator[nn.Module]:
+        """Every decoder layer in turn, whole until the next is asked for."""
+        order = range(self.family.depth)
+        layers = self.family.layers(self.model)
+        yield from self.layers.in_turn(order) if self.layers else in_turn(list(layers), order)
 
     def context(self) -> dict[str, Any]:
         """What belongs beside every number measured with this model; fit for JSON."""
@@ -103,11 +141,15 @@ class Loaded:
             "transformers": transformers.__version__,
         }
 
+    def _scratch(self, spill: bool) -> AbstractContextManager[Scratch | None]:
+        folder = self.scratch or Path(tempfile.gettempdir())
+        return Scratch(folder) if spill else nullcontext()
+
     def _plan(
-        self, layers: LayersOnDisk, batches: list[Tensor], observers: Iterable[Observer]
+        self, layers: LayersOnDisk, batches: list[Tensor], held: float
     ) -> tuple[int, bool, str]:
         """How many batches stand side by side before a layer, whether their states go to disk, and
-        this in words.
+        this in words; `held` is how many of a batch's states are in memory at once.
 
         If the states of all batches don't fit, either the weights are read again for each group
         of batches that does, or the states are written to disk and read back: whichever moves
@@ -117,7 +159,6 @@ class Loaded:
         width = self.checkpoint.config.get_text_config(decoder=True).hidden_size
         largest = max((batch.numel() for batch in batches), default=0)
         state = largest * width * self.model.dtype.itemsize
-        held = HELD + sum(observer.keeps(depth) for observer in observers)
         fitting = max(1, int(self.memory // max(1, held * state)))
         passes = -(-len(batches) // fitting)
         moved = 2 * len(batches) * state * (depth + 1)

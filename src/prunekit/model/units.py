@@ -3,5 +3,6 @@
 from typing import Literal
 
 Part = Literal["layer", "attention", "mlp"]
+HALVES: tuple[Part, Part] = ("attention", "mlp")
 Unit = tuple[int, Part]  # (layer, counted from 0, and which part of it)
 Variant = frozenset[Unit]  # the units that a variant of the model does without

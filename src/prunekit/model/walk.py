@@ -8,8 +8,8 @@ the states are those of transformers bit for bit, the code that prepares a layer
 transformers' own, and any number of batches can stand side by side before the same layer.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.errors import InputError
+from prunekit.model.mute import Halves
+from prunekit.model.units import HALVES, Part, Variant
 
 Keep = Callable[[Tensor], Tensor]
 
@@ -39,6 +41,7 @@ class Observer:
     """
 
     wants_logits = False
+    wants_halves = False
 
     def keeps(self, layers: int) -> float:
         """How many of a batch's states it holds until that batch is through (a memory budget)."""
@@ -49,6 +52,14 @@ class Observer:
 
         States are raw (before any final norm), in the model's dtype, shaped (sequence, token,
         hidden). They may be kept, never written to.
+        """
+
+    def see_half(
+        self, layer: int, half: Part, batch: int, entering: Tensor, leaving: Tensor
+    ) -> None:
+        """Called after `see` for each half of the layer if `wants_halves`: `attention`, then `mlp`.
+
+        Between them lies the state that leaves the layer with its MLP muted.
         """
 
     def see_logits(self, batch: int, tokens: Tensor, logits: Tensor) -> None:
@@ -63,8 +74,6 @@ def walk(
     *observers: Observer,
     skip: Iterable[int] = (),
     beside: int = 1,
-    source: Source | None = None,
-    keep: Keep | None = None,
 ) -> None:
     """Run `model` over `batches` of token ids (sequence, token), layer by layer.
 
@@ -73,37 +82,85 @@ def walk(
     before a layer is run; the results do not depend on it. Raises InputError for layers or tokens
     that the model does not have.
 
-    `source` brings the layers where they are not in `model`; `keep` puts states away as they come
-    and returns what stands for them.
-
         loaded = prunekit.load(prunekit.Checkpoint.open("demo"))
         loaded.walk(text.batches(4), MyObserver())  # this function, with the model's own layers
     """
-    skipped = frozenset(skip)
-    if wrong := skipped.difference(range(len(layers))):
-        raise InputError(
-            f"can't skip layer {min(wrong)}: the model has layers 0 to {len(layers) - 1}"
-        )
+    variant: Variant = frozenset((layer, "layer") for layer in skip)
+    walk_variants(model, layers, batches, {variant: observers}, beside=beside)
+
+
+def walk_variants(
+    model: PreTrainedModel,
+    layers: nn.ModuleList,
+    batches: Iterable[Tensor],
+    variants: Mapping[Variant, Sequence[Observer]],
+    *,
+    beside: int = 1,
+    halves: Halves | None = None,
+    source: Source | None = None,
+    keep: Keep | None = None,
+) -> None:
+    """Walk several variants of a model at once, each watched by its own observers.
+
+    Variants that have done without the same units so far share one state: it is computed once, and
+    they branch off where they differ. So leaving out each of L layers in turn costs about half of L
+    forwards, and every layer's weights are visited once. In each batch logits come in the order of
+    `variants`. `halves` mutes halves of layers; `source` brings the layers where they are not in
+    `model`; `keep` puts states away as they come and returns what stands for them.
+    """
+    for number, _ in frozenset().union(*variants):
+        if not 0 <= number < len(layers):
+            raise InputError(
+                f"can't skip layer {number}: the model has layers 0 to {len(layers) - 1}"
+            )
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
-    head = any(observer.wants_logits for observer in observers)
     # The first layer always runs: it shows what form a layer's output has.
-    order = [index for index in range(len(layers)) if index == 0 or index not in skipped]
-    with torch.no_grad(), _kept_embeddings(model, keep), _stand_ins(layers) as real:
+    gone = frozenset.intersection(*map(frozenset, variants)) if variants else frozenset()
+    order = [index for index in range(len(layers)) if index == 0 or (index, "layer") not in gone]
+    with torch.no_grad(), kept_embeddings(model, keep), stand_ins(layers) as real:
         for first, group in _groups(batches, beside):
-            paused = [_Forward(model, tokens.to(device), keep) for tokens in group]
-            with closing(source.in_turn(order) if source else _in_turn(real, order)) as coming:
+            paused = [
+                [Forward(model, tokens.to(device), variant, halves, keep) for variant in variants]
+                for tokens in group
+            ]
+            with closing(source.in_turn(order) if source else in_turn(real, order)) as coming:
                 for index in range(len(layers)):
                     layer = next(coming) if index in order else None
-                    for number, forward in enumerate(paused, first):
-                        entering, leaving = forward.step(index, layer, index in skipped)
-                        for observer in observers:
-                            observer.see(index, number, entering, leaving)
-            for number, forward in enumerate(paused, first):
-                logits = forward.finish(head)
-                if logits is not None:
-                    for observer in observers:
-                        if observer.wants_logits:
-                            observer.see_logits(number, forward.tokens, logits)
+                    for number, forwards in enumerate(paused, first):
+                        _step(forwards, index, layer, number, variants.values())
+            for number, forwards in enumerate(paused, first):
+                for forward, observers in zip(forwards, variants.values(), strict=True):
+                    logits = forward.finish(any(watcher.wants_logits for watcher in observers))
+                    for watcher in observers:
+                        if watcher.wants_logits and logits is not None:
+                            watcher.see_logits(number, forward.tokens, logits)
+
+
+def _step(
+    forwards: list["Forward"],
+    index: int,
+    layer: nn.Module | None,
+    number: int,
+    watching: Iterable[Sequence[Observer]],
+) -> None:
+    """Run one layer on one batch, for every variant."""
+    known: dict[Variant, Forward] = {}
+    for forward, observers in zip(forwards, watching, strict=True):
+        entering = forward.advance(index)
+        like = known.get(forward.path(index))
+        if like and forward.repeatable:
+            forward.output = like.output
+        else:
+            forward.run(index, layer)
+            known[forward.path(index)] = forward
+        leaving = forward.leaving
+        for watcher in observers:
+            watcher.see(index, number, entering, leaving)
+        if layer is not None and any(watcher.wants_halves for watcher in observers):
+            for half, before, after in forward.halves_of(index, layer, entering, leaving):
+                for watcher in observers:
+                    if watcher.wants_halves:
+                        watcher.see_half(index, half, number, before, after)
 
 
 class _StandIn(nn.Module):
@@ -123,48 +180,89 @@ class _StandIn(nn.Module):
         return getcurrent().parent.switch((self.index, args, kwargs))
 
 
-class _Forward:
-    """One batch's suspended forward."""
+class Forward:
+    """One batch's suspended forward, for one variant of the model."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Tensor, keep: Keep | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        variant: Variant = frozenset(),
+        halves: Halves | None = None,
+        keep: Keep | None = None,
+    ) -> None:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise InputError("token ids are whole numbers of shape (sequence, token)")
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             raise InputError(f"token ids must lie in 0 to {vocabulary - 1}, the model's vocabulary")
         self.tokens = tokens
+        self.variant = variant
+        self.halves = halves
         self.keep = keep
         self.greenlet = greenlet(lambda: model(input_ids=tokens, use_cache=False))
         self.call = self.greenlet.switch()
         self.output: Any = None
 
-    def step(self, index: int, layer: nn.Module | None, skip: bool) -> tuple[Tensor, Tensor]:
-        """Let the forward go on to layer `index`, run the layer if there is one, and pass it over
-        if so asked; the states entering and leaving."""
+    def advance(self, index: int) -> Tensor:
+        """Let the forward go on to the call of layer `index`; the state entering it."""
         if index:
             self.call = self.greenlet.switch(self.output)
         if self.greenlet.dead or self.call[0] != index:
             raise InputError("this model type does not run its layers once each, in order")
-        _, args, kwargs = self.call
-        entering = args[0] if args else kwargs["hidden_states"]
-        if layer is not None:
-            version = entering._version
-            self.output = layer(*args, **kwargs)
-            assert entering._version == version, "the layer writes into its entering state"
-        if not skip and self.keep:
-            self._hand_on(self.keep(self._state()))
-        elif skip:
-            # What it would have handed on beside the state stays what the layer before it did.
-            self._hand_on(entering)
-        shape = self.tokens.shape
-        return _as_states(entering, shape), _as_states(self._state(), shape)
+        return _as_states(self.entering, self.tokens.shape)
 
-    def _state(self) -> Tensor:
+    def path(self, index: int) -> Variant:
+        """What the variant has done without up to and including layer `index`."""
+        return frozenset(unit for unit in self.variant if unit[0] <= index)
+
+    def run(self, index: int, layer: nn.Module | None) -> None:
+        """Run layer `index` if there is one, without what the variant does without."""
+        entering = self.entering
+        muted = [part for part in HALVES if (index, part) in self.variant]
+        if layer is not None:
+            self.output = self._called(index, layer, muted)
+        if (index, "layer") in self.variant:
+            # What it would have handed on beside the state stays what the layer before it did.
+            self.hand_on(entering)
+        elif self.keep:
+            self.hand_on(self.keep(self.state))
+
+    def halves_of(
+        self, index: int, layer: nn.Module, entering: Tensor, leaving: Tensor
+    ) -> Iterator[tuple[Part, Tensor, Tensor]]:
+        """The states before and after each half that the layer has; MLP last."""
+        assert self.halves is not None
+        has = [part for part in HALVES if self.halves.has(index, part)]
+        middle = leaving
+        if "mlp" in has:
+            output = self._called(index, layer, ["mlp"])
+            middle = _as_states(
+                output if isinstance(output, Tensor) else output[0], self.tokens.shape
+            )
+        if "attention" in has:
+            yield "attention", entering, middle
+        if "mlp" in has:
+            yield "mlp", middle, leaving
+
+    @property
+    def entering(self) -> Tensor:
+        _, args, kwargs = self.call
+        return args[0] if args else kwargs["hidden_states"]
+
+    @property
+    def leaving(self) -> Tensor:
+        return _as_states(self.state, self.tokens.shape)
+
+    @property
+    def state(self) -> Tensor:
         return self.output if isinstance(self.output, Tensor) else self.output[0]
 
-    def _hand_on(self, state: Tensor) -> None:
-        plain = isinstance(self.output, Tensor)
-        self.output = state if plain else (state, *self.output[1:])
+    @property
+    def repeatable(self) -> bool:
+        """Whether the layer gets nothing that it could write into, as layers do that share keys."""
+        _, args, kwargs = self.call
+        return not any(isinstance(value, dict | list) for value in (*args, *kwargs.values()))
 
     def finish(self, head: bool) -> Tensor | None:
         """The logits, if asked for; else the forward is abandoned before the final norm."""
@@ -176,6 +274,20 @@ class _Forward:
             raise InputError("this model type runs more layers than its list holds")
         return result.logits
 
+    def _called(self, index: int, layer: nn.Module, muted: Sequence[Part]) -> Any:
+        _, args, kwargs = self.call
+        entering = self.entering
+        version = entering._version
+        with self.halves.muted(index, layer, muted) if self.halves else nullcontext():
+            output = layer(*args, **kwargs)
+        assert entering._version == version, "the layer writes into its entering state"
+        return output
+
+    def hand_on(self, state: Tensor) -> None:
+        """Let the layer's output have another state."""
+        plain = isinstance(self.output, Tensor)
+        self.output = state if plain else (state, *self.output[1:])
+
 
 def _as_states(states: Tensor, shape: Sequence[int]) -> Tensor:
     """As (sequence, token, hidden), with parallel residual streams laid side by side."""
@@ -186,7 +298,7 @@ def _as_states(states: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _stand_ins(layers: nn.ModuleList) -> Iterator[list[nn.Module]]:
+def stand_ins(layers: nn.ModuleList) -> Iterator[list[nn.Module]]:
     real = list(layers)
     try:
         for index, layer in enumerate(real):
@@ -197,12 +309,12 @@ def _stand_ins(layers: nn.ModuleList) -> Iterator[list[nn.Module]]:
             layers[index] = layer
 
 
-def _in_turn(layers: Sequence[nn.Module], order: Sequence[int]) -> Generator[nn.Module]:
+def in_turn(layers: Sequence[nn.Module], order: Sequence[int]) -> Generator[nn.Module]:
     yield from (layers[index] for index in order)
 
 
 @contextmanager
-def _kept_embeddings(model: PreTrainedModel, keep: Keep | None) -> Iterator[None]:
+def kept_embeddings(model: PreTrainedModel, keep: Keep | None) -> Iterator[None]:
     """With the embeddings' output put away as well: suspended forwards hold on to it."""
     if keep is None:
         yield
