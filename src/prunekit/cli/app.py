@@ -77,6 +77,13 @@ Quantize = Annotated[
 ]
 DoubleQuant = Annotated[bool, typer.Option(help="With nf4 and fp4: quantise their constants too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most bytes of a file, such as 5GB; the input's shards."),
+]
+Link = Annotated[
+    bool, typer.Option("--link", help="Link shards in which nothing changes; don't write them.")
+]
 Check = Annotated[
     bool, typer.Option(help="Open and run what was written, against the base with layers skipped.")
 ]
@@ -209,12 +216,14 @@ def cut(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, or mergekit's YAML.")],
     out: Out,
     check: Check = True,
+    shard_size: ShardSize = None,
+    link: Link = False,
 ) -> None:
     """Apply a plan: a new checkpoint that plain transformers opens. The input is never touched."""
     from prunekit.model.family import Family
     from prunekit.verbs.cut import cut
 
-    made = cut(model, plan, out, check=check)
+    made = cut(model, plan, out, check=check, shard_size=shard_size, link=link)
     story = made.story
     kept = Family.of(made.config).depth
     _picture(kept + len(story["dropped"]), story["dropped"])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from prunekit.errors import InputError
 from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.config import keep_layers, read
 from prunekit.model.family import Family
@@ -14,7 +15,7 @@ from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Base
 from prunekit.surgery.check import check_drop
 from prunekit.surgery.drop import drop
-from prunekit.surgery.write import Part, refuse_existing, whole_folder, write_shards
+from prunekit.surgery.write import by_file, by_size, refuse_existing, whole_folder, write_shards
 
 
 def base_of(checkpoint: Checkpoint, family: Family) -> Base:
@@ -22,14 +23,27 @@ def base_of(checkpoint: Checkpoint, family: Family) -> Base:
     return Base(checkpoint.name, checkpoint.model_type, family.depth, checkpoint.digest)
 
 
-def apply(plan: Plan, checkpoint: Checkpoint, out: Path, *, check: bool = True) -> Checkpoint:
+def apply(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    check: bool = True,
+    shard_size: int | None = None,
+    link: bool = False,
+) -> Checkpoint:
     """Write `checkpoint` with the plan's edits made to the new folder `out` and open it.
+
+    `shard_size` is the most bytes of tensors a file holds; None keeps the input's shards. With
+    `link`, shards in which nothing changes are linked to the input's files, and not written.
 
     With `check`, the result is loaded and run by transformers before it takes its name, and must
     give the logits of the base model with the dropped layers skipped. The folder appears whole or
     not at all. Raises InputError if the plan does not fit, or the model type can't express it.
     """
     refuse_existing(out)
+    if link and shard_size:
+        raise InputError("--link keeps the input's shards, so it can't go with --shard-size")
     family = Family.of(checkpoint.config)
     keep = plan.check(base_of(checkpoint, family))
     config_json = keep_layers(checkpoint.config, checkpoint.config_json, keep, family.depth)
@@ -37,7 +51,10 @@ def apply(plan: Plan, checkpoint: Checkpoint, out: Path, *, check: bool = True) 
     packed = compare(family, made, keep)
     parts = drop(checkpoint, family, keep, packed)
     with whole_folder(out) as folder:
-        _write(folder, checkpoint, config_json, parts)
+        write_shards(folder, by_size(parts, shard_size) if shard_size else by_file(parts), link)
+        _write_json(folder / "config.json", config_json)
+        for file in checkpoint.beside:
+            shutil.copyfile(file, folder / file.name)
         _write_json(folder / STORY, _story(checkpoint, plan))
         if check:
             check_drop(checkpoint, plan.dropped, Checkpoint.open(folder))
@@ -50,18 +67,6 @@ def tell(checkpoint: Checkpoint, measures: dict[str, Any]) -> None:
     scratch = file.with_suffix(".partial")
     _write_json(scratch, {**checkpoint.story, "measures": measures})
     scratch.replace(file)
-
-
-def _write(
-    folder: Path, checkpoint: Checkpoint, config_json: dict[str, Any], parts: list[Part]
-) -> None:
-    shards: dict[Path, list[Part]] = {}
-    for part in parts:
-        shards.setdefault(part.source.file, []).append(part)
-    write_shards(folder, list(shards.values()))
-    _write_json(folder / "config.json", config_json)
-    for file in checkpoint.beside:
-        shutil.copyfile(file, folder / file.name)
 
 
 def _story(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from prunekit.model.family import Family
 from prunekit.model.names import disk_prefix
 from prunekit.model.structure import Packed
 from prunekit.model.tensors import Tensor
+from prunekit.plan.plan import runs
 from prunekit.surgery.write import Part
 
 EXTRA = re.compile(r"nextn|mtp")  # config fields that count blocks beyond the layers
@@ -43,7 +44,7 @@ def drop(
         if position is not None:
             name = f"{prefix}{position}{match[2]}"
             parts.append(Part(name, tensor.dtype, tensor.shape, tensor))
-    if sum(part.content is not None for part in parts) != len(packed):
+    if sum(part.kept is not None for part in parts) != len(packed):
         raise InputError(
             f"{checkpoint.name}: can't tell which tensors on disk pack a part for each layer "
             f"({', '.join(entry.name for entry in packed)})"
@@ -88,17 +89,9 @@ def _outside(tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequen
 
 def _sliced(tensor: Tensor, packed: Packed, keep: Sequence[int]) -> Part:
     """A tensor that packs something for each layer, with the kept layers' parts only."""
-    outer = math.prod(tensor.shape[: packed.axis])
-    row = tensor.bytes // outer
+    row = tensor.bytes // math.prod(tensor.shape[: packed.axis])
     step = row * packed.size // tensor.shape[packed.axis]
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.offset)
-        raw = stream.read(tensor.bytes)
-    content = b"".join(
-        raw[start * row + index * step : start * row + (index + 1) * step]
-        for start in range(outer)
-        for index in keep
-    )
+    kept = tuple((start * step, end * step) for start, end in runs(keep))
     shape = list(tensor.shape)
     shape[packed.axis] = packed.size * len(keep)
-    return Part(tensor.name, tensor.dtype, tuple(shape), tensor, content)
+    return Part(tensor.name, tensor.dtype, tuple(shape), tensor, row, kept)

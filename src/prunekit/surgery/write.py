@@ -15,24 +15,38 @@ from pathlib import Path
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import INDEX
-from prunekit.model.tensors import Tensor
+from prunekit.model.tensors import Tensor, read_header
 
 COPY = 64 * 2**20  # bytes copied by one system call: progress and interrupts get their turn
+WINDOW = 8 * 2**20  # bytes read at once where only pieces of them are written
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor to write: its new name and shape, and where its bytes come from."""
+    """A tensor to write: its new name and shape, and where its bytes come from.
+
+    `source` is seen as rows of `row` bytes (all of it is one row if None), and of each row the
+    byte ranges `kept` are copied (all of it if None).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     source: Tensor
-    content: bytes | None = None  # bytes that take the place of the source's
+    row: int | None = None
+    kept: tuple[tuple[int, int], ...] | None = None
 
     @property
     def bytes(self) -> int:
-        return self.source.bytes if self.content is None else len(self.content)
+        if self.kept is None:
+            return self.source.bytes
+        of_a_row = sum(end - start for start, end in self.kept)
+        return of_a_row * (self.source.bytes // (self.row or self.source.bytes))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it stays as it is, under its own name."""
+        return self.name == self.source.name and self.kept is None
 
 
 @contextmanager
@@ -66,17 +80,45 @@ def refuse_existing(out: Path) -> None:
         raise InputError(f"output {str(out)!r}: can't write in {str(parent)!r}")
 
 
-def write_shards(folder: Path, shards: Sequence[Sequence[Part]]) -> None:
-    """Write non-empty shards as model.safetensors, or as numbered files with an index."""
-    shards = [shard for shard in shards if shard]
-    if len(shards) == 1:
-        write_file(folder / "model.safetensors", shards[0])
-        return
+def by_file(parts: Sequence[Part]) -> list[list[Part]]:
+    """Shards as the input has them."""
+    shards: dict[Path, list[Part]] = {}
+    for part in parts:
+        shards.setdefault(part.source.file, []).append(part)
+    return list(shards.values())
+
+
+def by_size(parts: Sequence[Part], most: int) -> list[list[Part]]:
+    """Shards of at most that many bytes of tensors, in order; a larger tensor has its own."""
+    shards: list[list[Part]] = []
+    room = 0
+    for part in parts:
+        if part.bytes > room:
+            shards.append([])
+            room = most
+        shards[-1].append(part)
+        room -= part.bytes
+    return shards
+
+
+def write_shards(folder: Path, shards: Sequence[Sequence[Part]], link: bool = False) -> None:
+    """Write shards as model.safetensors, or as numbered files with an index.
+
+    With `link`, a shard that holds just what a file of the input does becomes another name of that
+    file and is not written. Raises InputError if the system can't link it.
+    """
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / name, shard)
+        if len(shards) == 1:
+            name = "model.safetensors"
+        if link and (file := _whole_file(shard)):
+            _link(file, folder / name)
+        else:
+            write_file(folder / name, shard)
         weight_map.update({part.name: name for part in shard})
+    if len(shards) == 1:
+        return
     total = {
         "total_size": sum(part.bytes for shard in shards for part in shard),
         "total_parameters": sum(math.prod(part.shape) for shard in shards for part in shard),
@@ -98,26 +140,75 @@ def write_file(file: Path, parts: Sequence[Part]) -> None:
         end += part.bytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the format asks that the tensors start at a multiple of eight
-    with file.open("wb") as target:
+    with file.open("wb", buffering=0) as target:
         target.write(len(raw).to_bytes(8, "little") + raw)
-        target.flush()
         for part in parts:
-            if part.content is None:
-                _copy(part.source, target.fileno())
-            else:
-                target.write(part.content)
-                target.flush()
+            _copy(part, target.fileno())
         os.fsync(target.fileno())
 
 
-def _copy(tensor: Tensor, target: int) -> None:
-    with tensor.file.open("rb") as source:
-        offset, left = tensor.offset, tensor.bytes
-        while left:
-            copied = _copy_range(source.fileno(), target, min(left, COPY), offset)
-            if not copied:
-                raise InputError(f"{tensor.file}: ended early while {tensor.name!r} was copied")
-            offset, left = offset + copied, left - copied
+def _whole_file(shard: Sequence[Part]) -> Path | None:
+    """The input's file that holds just these tensors, unchanged."""
+    files = {part.source.file for part in shard}
+    if len(files) > 1 or not all(part.unchanged for part in shard):
+        return None
+    (file,) = files
+    names = {tensor.name for tensor in read_header(file)}
+    return file if names == {part.name for part in shard} else None
+
+
+def _link(file: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(file.resolve())  # in a hub cache the file is itself a link
+    except OSError as error:
+        raise InputError(
+            f"can't link {file.name} to {str(name.parent.parent)!r} ({error.strerror}): the output "
+            "must lie in the input's file system; leave --link away"
+        ) from None
+
+
+def _copy(part: Part, target: int) -> None:
+    tensor = part.source
+    row = part.row or tensor.bytes
+    kept = ((0, row),) if part.kept is None else part.kept
+    with tensor.file.open("rb") as stream:
+        source = stream.fileno()
+        if row >= WINDOW or row == tensor.bytes:
+            for start in range(0, tensor.bytes, max(1, row)):
+                for first, end in kept:
+                    _copy_bytes(tensor, source, target, start + first, end - first)
+            return
+        # Pieces of short rows: a call for each would cost more than to read what is left out.
+        step = WINDOW // row * row
+        for start in range(0, tensor.bytes, step):
+            window = os.pread(source, min(step, tensor.bytes - start), tensor.offset + start)
+            if len(window) < min(step, tensor.bytes - start):
+                raise _ended(tensor)
+            pieces = (
+                window[at + first : at + end]
+                for at in range(0, len(window), row)
+                for first, end in kept
+            )
+            _write(target, b"".join(pieces))
+
+
+def _copy_bytes(tensor: Tensor, source: int, target: int, start: int, count: int) -> None:
+    offset = tensor.offset + start
+    while count:
+        copied = _copy_range(source, target, min(count, COPY), offset)
+        if not copied:
+            raise _ended(tensor)
+        offset, count = offset + copied, count - copied
+
+
+def _ended(tensor: Tensor) -> InputError:
+    return InputError(f"{tensor.file}: ended early while {tensor.name!r} was copied")
+
+
+def _write(target: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(target, view) :]
 
 
 def _copy_range(source: int, target: int, count: int, offset: int) -> int:
