@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.plan.mergekit import to_mergekit
-from prunekit.plan.plan import Drop, Plan, read_plan
+from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan, read_plan
 from prunekit.plan.scores import Base
 
 
@@ -71,6 +71,14 @@ def test_a_plan_that_names_no_model_or_drops_everything_is_not_written() -> None
         to_mergekit(Plan((Drop((1,)),)))
     with pytest.raises(InputError, match="drops all 2 layers"):
         to_mergekit(Plan((Drop((0, 1)),), base(2)))
+
+
+@pytest.mark.parametrize(
+    ("edit", "name"), [(Mute(mlp=(1,)), "mute"), (Merge(1, (2,), (0.5,)), "merge")]
+)
+def test_edits_that_passthrough_cannot_make_are_refused(edit: Edit, name: str) -> None:
+    with pytest.raises(InputError, match=f"the plan has a `{name}`; mergekit's passthrough can on"):
+        to_mergekit(Plan((Drop((0,)), edit), base(4)))
 
 
 def slices(*ranges: object, more: str = "", model: str = "m") -> str:

@@ -14,9 +14,16 @@ from prunekit.plan.plan import Drop, Plan, runs
 
 
 def to_mergekit(plan: Plan, dtype: str = "bfloat16") -> str:
-    """The plan as mergekit YAML. Raises InputError if it does not name its base model."""
+    """The plan as mergekit YAML. Raises InputError if it does not name its base model or has
+    edits that change weights."""
     if plan.base is None:
         raise InputError("the plan names no base model, which mergekit's YAML needs")
+    for edit in plan.edits:
+        if not isinstance(edit, Drop):
+            raise InputError(
+                f"the plan has a `{next(iter(edit.record()))}`; mergekit's passthrough can only "
+                "drop layers"
+            )
     slices = [
         {"sources": [{"model": plan.base.name, "layer_range": list(block)}]}
         for block in runs(plan.kept(plan.base.layers))

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from prunekit.errors import InputError
+from prunekit.model.units import HALVES, Unit, Variant
 from prunekit.plan.scores import Base, parse_base
 
 HEADER = (
@@ -25,41 +26,135 @@ class Drop:
 
     layers: tuple[int, ...]
 
+    def record(self) -> dict[str, Any]:
+        return {"drop": blocks(self.layers)}
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Let the attention or the MLP half of layers do nothing: zeros; the layers stay."""
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> list[Unit]:
+        return [(layer, half) for half in HALVES for layer in getattr(self, half)]
+
+    def record(self) -> dict[str, Any]:
+        halves = {half: blocks(getattr(self, half)) for half in HALVES}
+        return {"mute": {half: layers for half, layers in halves.items() if layers}}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Fold `layers`, which go, one after the other into the layer `into`, which stays.
+
+    Each fold is W <- w * W_into + (1 - w) * W_layer with its weight w of `weights`: with weight 1
+    the layer is dropped. Norms are interpolated like that too, or kept as they are in `into`.
+    """
+
+    into: int
+    layers: tuple[int, ...]
+    weights: tuple[float, ...]
+    norms: Literal["interpolate", "keep"] = "interpolate"
+
+    def __post_init__(self) -> None:
+        for weight in self.weights:
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not 0 <= weight <= 1:  # NaN is not
+                raise InputError(f"merge.weights: {_shown(weight)} is not a number from 0 to 1")
+        if len(self.weights) != len(self.layers):
+            raise InputError(
+                f"merge.weights: {len(self.weights)} for {len(self.layers)} layers; "
+                "each layer needs one"
+            )
+        if self.norms not in ("interpolate", "keep"):
+            raise InputError(f"merge.norms: {_shown(self.norms)} is neither interpolate nor keep")
+
+    def record(self) -> dict[str, Any]:
+        merge = {"into": self.into, "layers": list(self.layers)}
+        return {"merge": {**merge, "weights": [*map(float, self.weights)], "norms": self.norms}}
+
+
+Edit = Drop | Mute | Merge
+
 
 @dataclass(frozen=True)
 class Plan:
-    """An ordered list of edits and, if known, the model they were made for.
+    """The edits and, if known, the model they were made for.
 
-    `made_by` records criterion, chooser and options; `text` the calibration text's record.
+    All layers are numbered as in the base model, and no edit touches what another one removes, so
+    their order is without effect. `made_by` records criterion, chooser and options; `text` the
+    calibration text's record.
     """
 
-    edits: tuple[Drop, ...]
+    edits: tuple[Edit, ...]
     base: Base | None = None
     made_by: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] | None = None
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """All layers that go, ascending."""
-        return tuple(sorted(layer for edit in self.edits for layer in edit.layers))
+        """The layers that `drop` removes, ascending."""
+        drops = [edit for edit in self.edits if isinstance(edit, Drop)]
+        return tuple(sorted(layer for edit in drops for layer in edit.layers))
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Merge))
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """All layers that go, dropped or merged into others, ascending."""
+        merged = [layer for edit in self.merges for layer in edit.layers]
+        return tuple(sorted([*self.dropped, *merged]))
+
+    @property
+    def muted(self) -> tuple[Unit, ...]:
+        """The halves that do nothing, ascending."""
+        mutes = [edit for edit in self.edits if isinstance(edit, Mute)]
+        return tuple(sorted(unit for edit in mutes for unit in edit.units))
+
+    @property
+    def variant(self) -> Variant:
+        """What the model does without: the layers that go and the muted halves."""
+        return frozenset([*((layer, "layer") for layer in self.removed), *self.muted])
 
     def kept(self, layers: int) -> list[int]:
-        """The layers of the base model that stay, ascending.
+        """The layers of the base model that stay, ascending: neither dropped nor merged away.
 
-        Raises InputError if the plan does not fit a model of that many layers.
+        Raises InputError if the plan does not fit a model of that many layers, or its edits do not
+        fit each other.
         """
-        dropped = Counter(self.dropped)
-        wrong = [layer for layer in dropped if not 0 <= layer < layers]
-        if wrong:
-            raise InputError(
-                f"the plan drops layer {wrong[0]}; the model has layers 0 to {layers - 1}"
-            )
-        twice = [layer for layer, times in dropped.items() if times > 1]
-        if twice:
-            raise InputError(f"the plan drops layer {twice[0]} twice")
-        if len(dropped) >= layers:
-            raise InputError(f"the plan drops all {layers} layers; at least one must stay")
-        return [layer for layer in range(layers) if layer not in dropped]
+        for problem in self._problems(layers):
+            raise InputError(f"the plan {problem}")
+        return sorted(set(range(layers)).difference(self.removed))
+
+    def _problems(self, layers: int) -> Iterator[str]:
+        removed, muted = Counter(self.removed), Counter(self.muted)
+        into = Counter(edit.into for edit in self.merges)
+        drops = "removes" if self.merges else "drops"
+        named = {drops: removed, "merges into": into, "mutes": Counter(n for n, _ in muted)}
+        for does, among in named.items():
+            for layer in among:
+                if not 0 <= layer < layers:
+                    yield f"{does} layer {layer}; the model has layers 0 to {layers - 1}"
+        for layer, times in removed.items():
+            if times > 1:
+                yield f"{drops} layer {layer} twice"
+        for layer, times in into.items():
+            if times > 1:
+                yield f"has two merges into layer {layer}; write them as one"
+            if layer in removed:
+                yield f"merges into layer {layer}, which it removes"
+        for (layer, half), times in muted.items():
+            if times > 1:
+                yield f"mutes the {half} of layer {layer} twice"
+            if layer in removed:
+                yield f"mutes the {half} of layer {layer}, which it removes"
+        if len(removed) >= layers:
+            yield f"{drops} all {layers} layers; at least one must stay"
 
     def check(self, base: Base) -> list[int]:
         """The layers that stay, if this plan was made for `base` (or for no model in particular).
@@ -82,7 +177,7 @@ class Plan:
     def to_yaml(self) -> str:
         record = {
             "base": asdict(self.base) if self.base else None,
-            "edits": [{"drop": blocks(edit.layers)} for edit in self.edits],
+            "edits": [edit.record() for edit in self.edits],
             "made_by": self.made_by or None,
             "text": self.text,
         }
@@ -157,13 +252,55 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-def _edit(edit: Any, where: str) -> Drop:
+def _edit(edit: Any, where: str) -> Edit:
     if not isinstance(edit, dict) or len(edit) != 1:
         raise InputError(f"{where}: one edit such as `drop: [5, 6]` is expected")
     ((kind, value),) = edit.items()
-    if kind != "drop":
-        raise InputError(f"{where}: no edit called {_shown(kind)}; there are: drop")
-    return Drop(parse_layers(value, f"{where}.drop"))
+    if kind not in _EDITS:
+        raise InputError(f"{where}: no edit called {_shown(kind)}; there are: {', '.join(_EDITS)}")
+    try:
+        return _EDITS[kind](value)
+    except InputError as error:
+        raise InputError(f"{where}.{error}") from None
+
+
+def _drop(value: Any) -> Drop:
+    return Drop(parse_layers(value, "drop"))
+
+
+def _mute(value: Any) -> Mute:
+    given = _keys(value, "mute", HALVES)
+    return Mute(**{half: parse_layers(layers, f"mute.{half}") for half, layers in given.items()})
+
+
+def _merge(value: Any) -> Merge:
+    given = _keys(value, "merge", ("into", "layers", "weights", "norms"))
+    for key in ("into", "layers", "weights"):
+        if key not in given:
+            raise InputError(f"merge: `{key}` is missing")
+    into = parse_layers(given.pop("into"), "merge.into")
+    if len(into) != 1:
+        raise InputError(f"merge.into: {len(into)} layers; a merge goes into one")
+    layers = parse_layers(given.pop("layers"), "merge.layers")
+    weights = given.pop("weights")
+    return Merge(
+        into[0], layers, tuple(weights if isinstance(weights, list) else [weights]), **given
+    )
+
+
+_EDITS: dict[Any, Callable[[Any], Edit]] = {"drop": _drop, "mute": _mute, "merge": _merge}
+
+
+def _keys(value: Any, where: str, possible: Sequence[str]) -> dict[str, Any]:
+    """A mapping that has these keys only."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a mapping with {', '.join(possible)} is expected")
+    if unknown := value.keys() - set(possible):
+        raise InputError(
+            f"{where}: unknown key {_shown(min(map(str, unknown)))}; "
+            f"there are: {', '.join(possible)}"
+        )
+    return dict(value)
 
 
 def parse_layers(value: Any, where: str) -> tuple[int, ...]:
