@@ -17,8 +17,13 @@ BASE = Base("org/model", "llama", 3, "ab" * 32)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def scores(blocks: dict[int, list[float]], layers: int = 3) -> Scores:
-    return Scores("angular", {}, Base("org/model", "llama", layers, "ab" * 32), blocks)
+def scores(
+    blocks: dict[int, list[float]],
+    layers: int = 3,
+    halves: dict[str, list[float | None]] | None = None,
+) -> Scores:
+    base = Base("org/model", "llama", layers, "ab" * 32)
+    return Scores("angular", {}, base, blocks, halves=halves or {})
 
 
 @st.composite
@@ -29,6 +34,8 @@ def any_scores(draw: st.DrawFn) -> Scores:
         length: draw(st.lists(FINITE, min_size=layers - length + 1, max_size=layers - length + 1))
         for length in {1, *lengths}
     }
+    values = st.lists(st.none() | FINITE, min_size=layers, max_size=layers)
+    halves = draw(st.dictionaries(st.sampled_from(["attention", "mlp"]), values))
     plain = st.dictionaries(st.text(), st.none() | st.booleans() | FINITE | st.text(), max_size=3)
     return Scores(
         draw(st.text()),
@@ -37,6 +44,7 @@ def any_scores(draw: st.DrawFn) -> Scores:
         blocks,
         draw(st.none() | plain),
         draw(plain),
+        halves,
     )
 
 
@@ -73,6 +81,43 @@ def test_scores_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         scores(blocks)
+
+
+def test_units_have_their_scores_and_a_half_that_a_layer_lacks_has_none() -> None:
+    measured = scores(
+        {1: [1.0, 2.0, 4.0]}, halves={"attention": [0.5, None, 0.25], "mlp": [3.0, 2.0, 1.0]}
+    )
+    attention = {(0, "attention"): 0.5, (2, "attention"): 0.25}
+    mlp = {(0, "mlp"): 3.0, (1, "mlp"): 2.0, (2, "mlp"): 1.0}
+    assert measured.of("layer") == {(0, "layer"): 1.0, (1, "layer"): 2.0, (2, "layer"): 4.0}
+    assert measured.of("attention") == attention
+    assert measured.of("mlp") == mlp
+    assert measured.of("half") == attention | mlp
+    with pytest.raises(InputError, match="these scores by 'angular' have none of attention halves"):
+        scores({1: [1.0, 2.0, 4.0]}, halves={"mlp": [1.0, 1.0, 1.0]}).of("half")
+
+
+@pytest.mark.parametrize(
+    ("halves", "said"),
+    [
+        ({"norm": [1.0, 2.0, 3.0]}, "scores of 'norm' halves; there are: attention, mlp"),
+        ({"mlp": [1.0, 2.0]}, "scores of mlp halves: 2 values for 3 layers"),
+        ({"mlp": [1.0, None, math.nan]}, "the score of the mlp of layer 2 is nan"),
+        ({"attention": [1.0, math.inf, 2.0]}, "the score of the attention of layer 1 is inf"),
+    ],
+)
+def test_halves_that_do_not_fit_the_model_are_refused(
+    halves: dict[str, list[float | None]], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        scores({1: [1.0, 2.0, 3.0]}, halves=halves)
+
+
+def test_a_file_without_halves_is_written_and_read_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    scores({1: [1.0, 2.0, 3.0]}).write(file)
+    assert "halves" not in json.loads(file.read_text())
+    assert read_scores(file).halves == {}
 
 
 def test_csv_has_the_columns_of_pruneme_and_exact_numbers() -> None:
@@ -136,6 +181,12 @@ def test_the_record_that_the_bad_ones_below_are_made_from_is_good(tmp_path: Path
         (record(text="wikitext"), "`text` is of the wrong kind"),
         (record(context=None), "`context` is of the wrong kind"),
         (record(extra=1), "extra"),
+        (record(halves=[]), "broken scores file"),
+        (record(halves={"mlp": 5}), "broken scores file"),
+        (record(halves={"mlp": ["x", 1.0]}), "broken scores file"),
+        (record(halves={"mlp": [1.0]}), "mlp halves: 1 values for 2 layers"),
+        (record(halves={"norm": [1.0, 2.0]}), "scores of 'norm' halves"),
+        (record(halves={"mlp": [math.inf, 1.0]}), "must be finite"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(

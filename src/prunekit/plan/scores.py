@@ -1,4 +1,4 @@
-"""Scores: what a criterion says about every block of layers; low = safe to remove."""
+"""Scores: what a criterion says about blocks and halves of layers; low = safe to remove."""
 
 import csv
 import io
@@ -6,11 +6,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prunekit.errors import InputError
+from prunekit.model.units import HALVES, Unit
 
 FORMAT = 1
+Kind = Literal["layer", "attention", "mlp", "half"]  # of units; half = attention and MLP together
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Scores:
     """One number for every block [start, start + length) of layers; low = safe to remove.
 
     `blocks[length][start]`; length 1 is always there, longer blocks where the criterion gives them.
-    `text` and `context` say on what and how the numbers were measured.
+    `halves`, if the criterion gives it, has a number for the `attention` and the `mlp` of each
+    layer, None where a layer has no such half. `text` and `context` say on what and how the numbers
+    were measured.
     """
 
     criterion: str
@@ -37,6 +41,7 @@ class Scores:
     blocks: dict[int, list[float]]
     text: dict[str, Any] | None = None
     context: dict[str, Any] = field(default_factory=dict)
+    halves: dict[str, list[float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for length, row in self.blocks.items():
@@ -56,6 +61,19 @@ class Scores:
                     )
         if 1 not in self.blocks:
             raise InputError("scores without blocks of length 1")
+        for half, values in self.halves.items():
+            if half not in HALVES:
+                raise InputError(f"scores of {half!r} halves; there are: {', '.join(HALVES)}")
+            if len(values) != self.base.layers:
+                raise InputError(
+                    f"scores of {half} halves: {len(values)} values for {self.base.layers} layers"
+                )
+            for layer, score in enumerate(values):
+                if score is not None and not math.isfinite(score):
+                    raise InputError(
+                        f"the score of the {half} of layer {layer} is {score}; "
+                        "scores must be finite numbers"
+                    )
 
     @property
     def layers(self) -> list[float]:
@@ -70,8 +88,23 @@ class Scores:
         starts = range(self.base.layers - length + 1)
         return [sum(self.layers[start : start + length]) for start in starts]
 
+    def of(self, kind: Kind) -> dict[Unit, float]:
+        """The score of every unit of a kind. Raises InputError if halves were not scored."""
+        if kind == "layer":
+            return {(layer, "layer"): score for layer, score in enumerate(self.layers)}
+        units: dict[Unit, float] = {}
+        for half in HALVES if kind == "half" else (kind,):
+            if half not in self.halves:
+                raise InputError(f"these scores by {self.criterion!r} have none of {half} halves")
+            for layer, score in enumerate(self.halves[half]):
+                if score is not None:
+                    units[layer, half] = score
+        return units
+
     def write(self, file: Path) -> None:
         record = {"prunekit_scores": FORMAT, **asdict(self)}
+        if not self.halves:
+            del record["halves"]
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -95,7 +128,11 @@ def read_scores(file: Path) -> Scores:
             int(length): [float(value) for value in row]
             for length, row in record.pop("blocks", {}).items()
         }
-        scores = Scores(base=base, blocks=blocks, **record)
+        halves = {
+            half: [None if value is None else float(value) for value in values]
+            for half, values in record.pop("halves", {}).items()
+        }
+        scores = Scores(base=base, blocks=blocks, halves=halves, **record)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{file}: broken scores file: {error}") from None
     kinds = {"criterion": str, "options": dict, "text": dict | None, "context": dict}
