@@ -75,7 +75,7 @@ def main() -> None:
     model, kept = str(asked.checkpoint), room / "kept"
     out = room / "out"
     python = sys.executable
-    idle = peak_of(python, CUT.partition("cut(sys")[0], [], room)[0]
+    idle, start_up = peak_of(python, CUT.partition("cut(sys")[0], [], room)
     run([python, "-c", CUT, model, str(plan), str(kept)], room)
     written = sum(file.stat().st_size for file in kept.glob("*.safetensors"))
     ways: dict[str, Callable[[], tuple[float, float]]] = {
@@ -111,21 +111,31 @@ def main() -> None:
             fresh[name] = sum(file.st_size for file in files if file.st_nlink == 1)
     shutil.rmtree(room)
     print(environment())
-    print(f"{model}: layers [{start}, {end}) of {depth} off, {written / 2**30:.2f} GiB stay; "
-          f"an idle process has {idle / 2**20:.0f} MiB")  # fmt: skip
-    first = statistics.median(synced["cp -r of the kept bytes"])
+    print(f"{model}: layers [{start}, {end}) of {depth} off, {written / 2**30:.2f} GiB stay; an "
+          f"idle process has {idle / 2**20:.0f} MiB and takes {start_up:.1f} s\n")  # fmt: skip
+    print(report(ended, synced, peaks, fresh, idle))
+
+
+def report(
+    ended: dict[str, list[float]],
+    synced: dict[str, list[float]],
+    peaks: dict[str, list[float]],
+    fresh: dict[str, int],
+    idle: float,
+) -> str:
+    first = statistics.median(next(iter(synced.values())))
     rows = []
-    for name in ways:
-        s, all_ = statistics.median(ended[name]), statistics.median(synced[name])
+    for name, seconds in synced.items():
+        median = statistics.median(seconds)
         over = (statistics.median(peaks[name]) - idle) / 2**20 if any(peaks[name]) else None
         rows.append([
-            name, f"{s:.1f}", f"{all_:.1f}", f"{max(synced[name]) / min(synced[name]):.2f}",
-            f"{all_ / first:.2f}", f"{fresh[name] / 2**30:.2f}",
-            "" if over is None else f"{over:.0f}",
+            name, f"{statistics.median(ended[name]):.1f}", f"{median:.1f}",
+            f"{max(seconds) / min(seconds):.2f}", f"{median / first:.2f}",
+            f"{fresh[name] / 2**30:.2f}", "" if over is None else f"{over:.0f}",
         ])  # fmt: skip
     heads = ["way", "s", "synced s", "slowest / fastest", "of cp, synced", "GiB written",
              "MiB over idle"]  # fmt: skip
-    print(table(heads, rows))
+    return table(heads, rows)
 
 
 def run(command: list[str], room: Path) -> float:

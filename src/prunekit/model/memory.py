@@ -70,7 +70,8 @@ class Scratch:
 
     def _refused(self, error: OSError) -> InputError:
         return InputError(
-            f"can't write states to the scratch folder {str(self.parent)!r}: {error.strerror}; "
+            f"can't write states to the scratch folder {str(self.parent)!r}: "
+            f"{error.strerror or 'is the disk full?'}; "
             "give another folder (--scratch) or more memory (--memory)"
         )
 
