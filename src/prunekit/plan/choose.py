@@ -1,19 +1,26 @@
 """From scores to a plan: asks a chooser, with protected layers out of its reach."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from prunekit import plugins
 from prunekit.errors import InputError
-from prunekit.plan.plan import Drop, Plan
-from prunekit.plan.scores import Scores
+from prunekit.model.units import Unit
+from prunekit.plan.plan import Merge, Plan, edits_of
+from prunekit.plan.scores import Kind, Scores
+
+Choice = int | Unit | Merge
 
 
 class Chooser(Protocol):
-    """A file in `choosers/` holds one dataclass of this form."""
+    """A file in `choosers/` holds one dataclass of this form, or of Searcher's.
 
-    def choose(self, scores: Scores, drop: int, protected: frozenset[int]) -> list[int]:
-        """`drop` layers, none of them protected. Raises InputError if there is no such choice."""
+    One that can choose halves has an option `unit`.
+    """
+
+    def choose(self, scores: Scores, drop: int, protected: frozenset[int]) -> Sequence[Choice]:
+        """`drop` units, none of them in a protected layer, in order of removal: layers (5), halves
+        ((5, "mlp")), or layers that are merged. Raises InputError if there is no such choice."""
         ...
 
 
@@ -24,33 +31,72 @@ def choose(
     chooser: str = "block",
     protect: Sequence[int] = (),
     options: dict[str, Any] | None = None,
+    unit: Kind = "layer",
 ) -> Plan:
-    """A plan that drops `drop` layers. A protected layer is never removed; negative ones count
-    from the end.
+    """A plan that removes `drop` layers, or mutes as many halves of the kind `unit`. A protected
+    layer is never touched, but others may be merged into it; negative ones count from the end.
 
     Raises InputError if that many can't go.
     """
-    protected = check_request(scores.base.layers, drop, protect)
-    chosen = list(plugins.make("plan.choosers", chooser, options).choose(scores, drop, protected))
-    free = set(range(scores.base.layers)) - protected
-    if len(chosen) != drop or len(free.intersection(chosen)) != drop:
-        raise InputError(f"chooser {chooser!r} gave {chosen}, not {drop} unprotected layers")
+    if needs_judge(chooser):
+        raise InputError(
+            f"chooser {chooser!r} needs the model: `prunekit prune` or `prunekit search` give it"
+        )
+    options = {**(options or {}), **({} if unit == "layer" else {"unit": unit})}
+    if "unit" in options and "unit" not in plugins.options(plugins.find("plan.choosers", chooser)):
+        raise InputError(f"chooser {chooser!r} takes whole layers only; 'lowest' takes halves")
+    made = plugins.make("plan.choosers", chooser, options)
+    kind: Kind = getattr(made, "unit", "layer")
+    protected = check_request(
+        scores.base.layers, drop, protect, None if kind == "layer" else scores.of(kind)
+    )
+    chosen = list(made.choose(scores, drop, protected))
+    gone = [unit for choice in chosen for unit in _units(choice)]
+    free = {unit for unit in scores.of(kind) if unit[0] not in protected}
+    if len(gone) != drop or len(free.intersection(gone)) != drop:
+        what = "layers" if kind == "layer" else "halves"
+        raise InputError(f"chooser {chooser!r} gave {chosen}, not {drop} unprotected {what}")
+    merges = [choice for choice in chosen if isinstance(choice, Merge)]
+    merged = {unit for merge in merges for unit in _units(merge)}
     made_by = {
         "criterion": scores.criterion,
         "options": scores.options,
         "choose": chooser,
         **({"choose_options": options} if options else {}),
         "protect": sorted(protected),
-        "layers_in_order": chosen,
+        **in_order(gone),
     }
-    return Plan((Drop(tuple(sorted(chosen))),), scores.base, made_by, scores.text)
+    plan = Plan((*edits_of(set(gone) - merged), *merges), scores.base, made_by, scores.text)
+    plan.kept(scores.base.layers)
+    return plan
 
 
-def check_request(layers: int, drop: int, protect: Sequence[int]) -> frozenset[int]:
-    """The protected layers, counted from 0, if `drop` of the others can go.
+def needs_judge(chooser: str) -> bool:
+    """Whether a chooser asks a judge, and so belongs to `search`. Raises InputError for no such
+    chooser."""
+    return getattr(plugins.find("plan.choosers", chooser), "needs_judge", False)
+
+
+def in_order(units: Sequence[Unit]) -> dict[str, Any]:
+    """What went, as a plan's `made_by` records it: layers by number, else with their parts."""
+    if all(part == "layer" for _, part in units):
+        return {"layers_in_order": [layer for layer, _ in units]}
+    return {"units_in_order": [f"{layer} {part}" for layer, part in units]}
+
+
+def check_request(
+    layers: int, drop: int, protect: Sequence[int], halves: Iterable[Unit] | None = None
+) -> frozenset[int]:
+    """The protected layers, counted from 0, if `drop` of the others, or of their `halves`, can go.
 
     Raises InputError if not.
     """
+    if halves is not None:
+        protected = resolve(protect, layers)
+        free = [half for half in halves if half[0] not in protected]
+        if not 0 <= drop <= len(free):
+            raise InputError(f"can't mute {drop} halves; 0 to {len(free)} unprotected are possible")
+        return protected
     if not 0 <= drop < layers:
         raise InputError(f"can't drop {drop} of {layers} layers; 0 to {layers - 1} are possible")
     protected = resolve(protect, layers)
@@ -74,3 +120,9 @@ def resolve(protect: Sequence[int], layers: int) -> frozenset[int]:
                 f"(or {-layers} to -1 from the end)"
             )
     return frozenset(layer % layers for layer in protect)
+
+
+def _units(choice: Choice) -> list[Unit]:
+    if isinstance(choice, Merge):
+        return [(layer, "layer") for layer in choice.layers]
+    return [choice] if isinstance(choice, tuple) else [(int(choice), "layer")]

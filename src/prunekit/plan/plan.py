@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.model.units import HALVES, Unit, Variant
+from prunekit.model.units import HALVES, Part, Unit, Variant
 from prunekit.plan.scores import Base, parse_base
 
 HEADER = (
@@ -183,6 +183,25 @@ class Plan:
         }
         present = {key: value for key, value in record.items() if value is not None}
         return HEADER + yaml.safe_dump(present, sort_keys=False, default_flow_style=None, width=100)
+
+
+def edits_of(variant: Iterable[Unit]) -> tuple[Edit, ...]:
+    """The edits that make a variant: its layers dropped, its halves muted."""
+    by_part: dict[Part, list[int]] = {"layer": [], "attention": [], "mlp": []}
+    for layer, part in sorted(variant):
+        by_part[part].append(layer)
+    drop = Drop(tuple(by_part["layer"]))
+    mute = Mute(tuple(by_part["attention"]), tuple(by_part["mlp"]))
+    return (*([drop] if drop.layers else []), *([mute] if mute.units else []))
+
+
+def named(variant: Iterable[Unit]) -> str:
+    """A variant's units in words: layers 3, 5:7, the mlp of 4."""
+    by_part: dict[str, list[int]] = {}
+    for layer, part in sorted(variant):
+        by_part.setdefault("layers" if part == "layer" else f"the {part} of", []).append(layer)
+    said = [f"{part} {', '.join(map(str, blocks(by_part[part])))}" for part in sorted(by_part)]
+    return ", ".join(said) or "nothing"
 
 
 def blocks(layers: Sequence[int]) -> list[int | str]:

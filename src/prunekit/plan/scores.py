@@ -88,18 +88,25 @@ class Scores:
         starts = range(self.base.layers - length + 1)
         return [sum(self.layers[start : start + length]) for start in starts]
 
-    def of(self, kind: Kind) -> dict[Unit, float]:
-        """The score of every unit of a kind. Raises InputError if halves were not scored."""
-        if kind == "layer":
-            return {(layer, "layer"): score for layer, score in enumerate(self.layers)}
-        units: dict[Unit, float] = {}
-        for half in HALVES if kind == "half" else (kind,):
-            if half not in self.halves:
-                raise InputError(f"these scores by {self.criterion!r} have none of {half} halves")
-            for layer, score in enumerate(self.halves[half]):
+    @property
+    def units(self) -> dict[Unit, float]:
+        """The score of every layer and of every half that has one."""
+        units: dict[Unit, float] = {
+            (layer, "layer"): score for layer, score in enumerate(self.layers)
+        }
+        for half in HALVES:
+            for layer, score in enumerate(self.halves.get(half, [])):
                 if score is not None:
                     units[layer, half] = score
         return units
+
+    def of(self, kind: Kind) -> dict[Unit, float]:
+        """The score of every unit of a kind. Raises InputError if halves were not scored."""
+        parts = HALVES if kind == "half" else (kind,)
+        for part in parts:
+            if part != "layer" and part not in self.halves:
+                raise InputError(f"these scores by {self.criterion!r} have none of {part} halves")
+        return {unit: score for unit, score in self.units.items() if unit[1] in parts}
 
     def write(self, file: Path) -> None:
         record = {"prunekit_scores": FORMAT, **asdict(self)}
