@@ -1,5 +1,6 @@
 """The command line: one command per verb. Numbers go to stdout, progress and remarks to stderr."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ DoubleQuant = Annotated[bool, typer.Option(help="With nf4 and fp4: quantise thei
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")]
 ShardSize = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Most bytes of a file, such as 5GB; the input's shards."),
+    typer.Option(metavar="SIZE", help="Most bytes of a file: 5GB, 500MiB; the input's shards."),
 ]
 Link = Annotated[
     bool, typer.Option("--link", help="Link shards in which nothing changes; don't write them.")
@@ -220,9 +221,14 @@ def cut(
     link: Link = False,
 ) -> None:
     """Apply a plan: a new checkpoint that plain transformers opens. The input is never touched."""
+    # All that is imported stays: to look for garbage in it, now and at the end, takes as long as
+    # to write gigabytes.
+    gc.disable()
     from prunekit.model.family import Family
     from prunekit.verbs.cut import cut
 
+    gc.freeze()
+    gc.enable()
     made = cut(model, plan, out, check=check, shard_size=shard_size, link=link)
     story = made.story
     kept = Family.of(made.config).depth

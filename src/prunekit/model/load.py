@@ -205,7 +205,30 @@ def load(
     model = _load_whole(checkpoint, dtype=number if dtype != "auto" else dtype)
     for parameter in model.parameters():
         align(parameter)
+    _leave_zeros_out(checkpoint, family, model)
     return Loaded(checkpoint, family, model.to(place))
+
+
+def _leave_zeros_out(checkpoint: Checkpoint, family: Family, model: PreTrainedModel) -> None:
+    """Let the halves that prunekit muted in this checkpoint not be computed.
+
+    Attention layers whose kind no earlier layer has are computed all the same: transformers reads
+    off them how long its cache is.
+    """
+    muted = checkpoint.story.get("muted", [])
+    if not muted:
+        return
+    layers = family.layers(model)
+    halves = Halves(family)
+    kinds = getattr(family.config.get_text_config(decoder=True), "layer_types", None)
+    kinds = kinds or ["attention"] * family.depth
+    for index, half in muted:
+        first = half == "attention" and kinds[index] not in kinds[:index]
+        zeros = [layers[index].get_parameter(name) for name in halves.writers(index, half)]
+        if not first and zeros and not any(weight.any() for weight in zeros):
+            halves.silence(index, layers[index], half)
+    with torch.no_grad():  # shows the halves what form their zeros have
+        model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
 
 
 def _load_whole(checkpoint: Checkpoint, **options: Any) -> PreTrainedModel:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
@@ -34,6 +37,20 @@ def disk_prefix(checkpoint: Checkpoint, family: Family) -> str:
             f"({', '.join(whole) or 'no name numbers them all'})"
         )
     return fitting[0]
+
+
+def memory_names(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
+    """What transformers calls each tensor once it is loaded; where several become one (fused
+    experts), they share its name."""
+    model: Any = family.skeleton
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    known = model.state_dict()
+    return {
+        name: rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0]
+        for name in checkpoint.tensors
+    }
 
 
 def _alike(checkpoint: Checkpoint, prefix: str, layers: Mapping[str, Any]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from prunekit.model.family import Family
 from prunekit.model.structure import compare
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Base
-from prunekit.surgery.check import check_drop
+from prunekit.surgery.check import check_made
 from prunekit.surgery.drop import drop
+from prunekit.surgery.merge import merge
+from prunekit.surgery.mute import mute
 from prunekit.surgery.write import by_file, by_size, refuse_existing, whole_folder, write_shards
 
 
@@ -38,11 +41,11 @@ def apply(
     `link`, shards in which nothing changes are linked to the input's files, and not written.
 
     With `check`, the result is loaded and run by transformers before it takes its name, and must
-    give the logits of the base model with the dropped layers skipped. The folder appears whole or
+    give the logits of the base model without what the plan takes out. The folder appears whole or
     not at all. Raises InputError if the plan does not fit, or the model type can't express it.
     """
     refuse_existing(out)
-    if link and shard_size:
+    if link and shard_size is not None:
         raise InputError("--link keeps the input's shards, so it can't go with --shard-size")
     family = Family.of(checkpoint.config)
     keep = plan.check(base_of(checkpoint, family))
@@ -50,14 +53,18 @@ def apply(
     made = Family.of(read(checkpoint.config, config_json))
     packed = compare(family, made, keep)
     parts = drop(checkpoint, family, keep, packed)
+    parts = mute(parts, checkpoint, family, plan.muted)
+    parts = merge(parts, checkpoint, family, plan.merges)
     with whole_folder(out) as folder:
-        write_shards(folder, by_size(parts, shard_size) if shard_size else by_file(parts), link)
+        write_shards(
+            folder, by_file(parts) if shard_size is None else by_size(parts, shard_size), link
+        )
         _write_json(folder / "config.json", config_json)
         for file in checkpoint.beside:
             shutil.copyfile(file, folder / file.name)
-        _write_json(folder / STORY, _story(checkpoint, plan))
+        _write_json(folder / STORY, _story(checkpoint, plan, keep))
         if check:
-            check_drop(checkpoint, plan.dropped, Checkpoint.open(folder))
+            check_made(checkpoint, plan, Checkpoint.open(folder))
     return Checkpoint.open(out)
 
 
@@ -69,12 +76,20 @@ def tell(checkpoint: Checkpoint, measures: dict[str, Any]) -> None:
     scratch.replace(file)
 
 
-def _story(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """The checkpoint's lineage: what it was made from, and by which edits."""
+def _story(checkpoint: Checkpoint, plan: Plan, keep: Sequence[int]) -> dict[str, Any]:
+    """The checkpoint's lineage: what it was made from, and by which edits.
+
+    `muted` counts layers as this checkpoint does, all else as its base; halves muted in the base
+    stay muted.
+    """
+    before = [(layer, half) for layer, half in checkpoint.story.get("muted", []) if layer in keep]
+    muted = sorted({*map(tuple, before), *plan.muted})
     return {
         "prunekit": importlib.metadata.version("prunekit"),
         "base": {"name": checkpoint.name, "digest": checkpoint.digest},
         "dropped": list(plan.dropped),
+        "merged": [edit.record()["merge"] for edit in plan.merges],
+        "muted": [[keep.index(layer), half] for layer, half in muted],
         "made_by": plan.made_by,
         "calibration_text": plan.text,
         "before": checkpoint.story or None,

@@ -1,7 +1,5 @@
 """Opens what was written with plain transformers and compares it with the model it should equal."""
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,8 @@ from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import Loaded, load
 from prunekit.model.walk import Observer
+from prunekit.plan.plan import Plan
+from prunekit.surgery.merge import is_norm, mean
 
 TOKENS = 48
 
@@ -25,26 +25,30 @@ class Logits(Observer):
         self.logits.append(logits)
 
 
-def check_drop(base: Checkpoint, dropped: Collection[int], made: Checkpoint) -> None:
+def check_made(base: Checkpoint, plan: Plan, made: Checkpoint) -> None:
     """Raises InputError unless `made`, opened and run by transformers, gives the logits of `base`
-    with the layers `dropped` passed over, and generates if `base` does.
+    without what the plan takes out and with what it merges, and generates if `base` does.
 
     Where `made` does not fit into memory, its layers are brought from disk, and it generates
-    nothing.
+    nothing; where `base` does not, what merges give is not compared.
     """
     tokens = probe(base)
-    expected = _walked(base, tokens, dropped)
+    expected = _walked(base, tokens, plan)
     loaded = load(made)
     if loaded.layers is None:
         with torch.no_grad():
             found = loaded.model(input_ids=tokens).logits
     else:  # too big for this machine's memory, and so for generating
-        found = _walked(made, tokens)
-    if not torch.equal(expected, found):
+        whole = _walked(made, tokens, Plan(()))
+        assert whole is not None
+        found = whole
+    if not torch.isfinite(found).all():
+        raise InputError("the model's logits are not finite, so it was not kept")
+    if expected is not None and not torch.equal(expected, found):
         worst = (expected.float() - found.float()).abs().max().item()
         raise InputError(
             f"model type {base.model_type!r}: the cut model's logits differ from the base model's "
-            f"with those layers skipped (by up to {worst:.3g}), so it was not kept"
+            f"without what was cut (by up to {worst:.3g}), so it was not kept"
         )
     failure = None if loaded.layers else failure_to_generate(loaded, tokens)
     del loaded
@@ -55,10 +59,30 @@ def check_drop(base: Checkpoint, dropped: Collection[int], made: Checkpoint) -> 
         )
 
 
-def _walked(checkpoint: Checkpoint, tokens: Tensor, skip: Collection[int] = ()) -> Tensor:
+def _walked(checkpoint: Checkpoint, tokens: Tensor, plan: Plan) -> Tensor | None:
+    """The logits of a model with a plan's edits made in memory; None if merges can't be."""
+    loaded = load(checkpoint)
+    if plan.merges and loaded.layers:
+        return None
+    _merge_in_memory(loaded, plan)
     seen = Logits()
-    load(checkpoint).walk([tokens], seen, skip=skip)
+    loaded.walk_variants([tokens], {plan.variant: [seen]})
     return seen.logits[0]
+
+
+def _merge_in_memory(loaded: Loaded, plan: Plan) -> None:
+    """By the names in memory: surgery went by those on disk."""
+    layers = loaded.family.layers(loaded.model)
+    with torch.no_grad():
+        for edit in plan.merges:
+            others = [dict(layers[layer].named_parameters()) for layer in edit.layers]
+            for name, parameter in layers[edit.into].named_parameters():
+                if edit.norms == "keep" and is_norm(name):
+                    continue
+                result: Tensor = parameter
+                for other, weight in zip(others, edit.weights, strict=True):
+                    result = mean(result, other[name], weight)
+                parameter.copy_(result)
 
 
 def failure_to_generate(loaded: Loaded, tokens: Tensor) -> str | None:

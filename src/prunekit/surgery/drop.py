@@ -83,11 +83,11 @@ def _outside(tensor: Tensor, family: Family, keep: Sequence[int], packed: Sequen
         )
         sizes = tensor.shape[entry.axis : entry.axis + 1]
         if alike and sizes == (entry.size * family.depth,):
-            return _sliced(tensor, entry, keep)
+            return sliced(tensor, entry, keep)
     return Part(tensor.name, tensor.dtype, tensor.shape, tensor)
 
 
-def _sliced(tensor: Tensor, packed: Packed, keep: Sequence[int]) -> Part:
+def sliced(tensor: Tensor, packed: Packed, keep: Sequence[int]) -> Part:
     """A tensor that packs something for each layer, with the kept layers' parts only."""
     row = tensor.bytes // math.prod(tensor.shape[: packed.axis])
     step = row * packed.size // tensor.shape[packed.axis]

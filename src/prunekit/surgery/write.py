@@ -1,15 +1,14 @@
 """Writes safetensors checkpoints by copying byte ranges: no tensor is decoded that does not change.
 
-Every output file is written whole beside its final name; `whole_folder` makes a folder appear only
-when all of it is there.
+`whole_folder` makes a folder appear only when all of it is there, and on the disk.
 """
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,8 @@ class Part:
     """A tensor to write: its new name and shape, and where its bytes come from.
 
     `source` is seen as rows of `row` bytes (all of it is one row if None), and of each row the
-    byte ranges `kept` are copied (all of it if None).
+    byte ranges `kept` are copied (all of it if None). A tensor that changes has `content` instead,
+    which gives as many bytes as the source has, when their turn to be written comes.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Part:
     source: Tensor
     row: int | None = None
     kept: tuple[tuple[int, int], ...] | None = None
+    content: Callable[[], bytes] | None = None
 
     @property
     def bytes(self) -> int:
@@ -46,12 +47,13 @@ class Part:
     @property
     def unchanged(self) -> bool:
         """Whether it stays as it is, under its own name."""
-        return self.name == self.source.name and self.kept is None
+        return self.name == self.source.name and self.kept is None and self.content is None
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its name when the block ends without an error.
+    """A scratch folder beside `out` that takes its name when the block ends without an error and
+    all its files are on the disk.
 
     Raises InputError if `out` exists or can't be made.
     """
@@ -62,13 +64,21 @@ def whole_folder(out: Path) -> Iterator[Path]:
         scratch.mkdir(parents=True)
         yield scratch
         refuse_existing(out)
+        _sync(scratch)  # only now, so that the disk is busy while what was written is checked
         scratch.rename(out)
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise InputError(
-            f"can't write {str(out)!r}: {error.strerror or error}; nothing was left behind"
+            f"can't write {str(out)!r}: {error.strerror or error}{where}; nothing was left behind"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def refuse_existing(out: Path) -> None:
@@ -93,7 +103,7 @@ def by_size(parts: Sequence[Part], most: int) -> list[list[Part]]:
     shards: list[list[Part]] = []
     room = 0
     for part in parts:
-        if part.bytes > room:
+        if part.bytes > room or not shards:
             shards.append([])
             room = most
         shards[-1].append(part)
@@ -141,10 +151,9 @@ def write_file(file: Path, parts: Sequence[Part]) -> None:
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the format asks that the tensors start at a multiple of eight
     with file.open("wb", buffering=0) as target:
-        target.write(len(raw).to_bytes(8, "little") + raw)
+        _write(target.fileno(), len(raw).to_bytes(8, "little") + raw)
         for part in parts:
-            _copy(part, target.fileno())
-        os.fsync(target.fileno())
+            _put(part, target.fileno())
 
 
 def _whole_file(shard: Sequence[Part]) -> Path | None:
@@ -162,47 +171,63 @@ def _link(file: Path, name: Path) -> None:
         name.hardlink_to(file.resolve())  # in a hub cache the file is itself a link
     except OSError as error:
         raise InputError(
-            f"can't link {file.name} to {str(name.parent.parent)!r} ({error.strerror}): the output "
-            "must lie in the input's file system; leave --link away"
+            f"can't link {file.name} to {str(name.parent.parent)!r} ({error.strerror}): that takes "
+            "one file system that has links, and a file of yours; leave --link away"
         ) from None
 
 
-def _copy(part: Part, target: int) -> None:
+def _put(part: Part, target: int) -> None:
+    if part.content:
+        _write(target, part.content())
+        return
     tensor = part.source
     row = part.row or tensor.bytes
-    kept = ((0, row),) if part.kept is None else part.kept
     with tensor.file.open("rb") as stream:
         source = stream.fileno()
-        if row >= WINDOW or row == tensor.bytes:
-            for start in range(0, tensor.bytes, max(1, row)):
-                for first, end in kept:
-                    _copy_bytes(tensor, source, target, start + first, end - first)
-            return
-        # Pieces of short rows: a call for each would cost more than to read what is left out.
-        step = WINDOW // row * row
-        for start in range(0, tensor.bytes, step):
-            window = os.pread(source, min(step, tensor.bytes - start), tensor.offset + start)
-            if len(window) < min(step, tensor.bytes - start):
-                raise _ended(tensor)
-            pieces = (
-                window[at + first : at + end]
-                for at in range(0, len(window), row)
-                for first, end in kept
-            )
-            _write(target, b"".join(pieces))
+        if part.kept is None:
+            _copy(tensor, source, target, 0, tensor.bytes)
+        elif row < WINDOW:
+            _copy_pieces(tensor, source, target, row, part.kept)
+        else:
+            for start in range(0, tensor.bytes, row):
+                for first, end in part.kept:
+                    _copy(tensor, source, target, start + first, end - first)
 
 
-def _copy_bytes(tensor: Tensor, source: int, target: int, start: int, count: int) -> None:
+def _copy(tensor: Tensor, source: int, target: int, start: int, count: int) -> None:
     offset = tensor.offset + start
     while count:
-        copied = _copy_range(source, target, min(count, COPY), offset)
+        copied = _copy_some(source, target, min(count, COPY), offset)
         if not copied:
             raise _ended(tensor)
         offset, count = offset + copied, count - copied
 
 
-def _ended(tensor: Tensor) -> InputError:
-    return InputError(f"{tensor.file}: ended early while {tensor.name!r} was copied")
+def _copy_some(source: int, target: int, count: int, offset: int) -> int:
+    """Copy up to `count` bytes by the quickest way that the file systems have; bytes copied."""
+    with suppress(OSError, AttributeError):
+        if copied := os.copy_file_range(source, target, count, offset_src=offset):
+            return copied
+    with suppress(OSError):
+        if copied := os.sendfile(target, source, offset, count):
+            return copied
+    return os.write(target, os.pread(source, count, offset))  # or the error that there is
+
+
+def _copy_pieces(
+    tensor: Tensor, source: int, target: int, row: int, kept: tuple[tuple[int, int], ...]
+) -> None:
+    """Copy ranges of short rows: a call for each would cost more than to read what is left out."""
+    step = WINDOW // row * row
+    for start in range(0, tensor.bytes, step):
+        count = min(step, tensor.bytes - start)
+        window = os.pread(source, count, tensor.offset + start)
+        if len(window) < count:
+            raise _ended(tensor)
+        rows = range(0, count, row)
+        _write(
+            target, b"".join(window[at + first : at + end] for at in rows for first, end in kept)
+        )
 
 
 def _write(target: int, content: bytes) -> None:
@@ -211,11 +236,5 @@ def _write(target: int, content: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-def _copy_range(source: int, target: int, count: int, offset: int) -> int:
-    """Copy within the kernel where the system can, else through a buffer; bytes copied."""
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source, target, count, offset_src=offset)
-        except OSError:
-            pass  # another file system, or one without the call: the plain way says what is wrong
-    return os.write(target, os.pread(source, count, offset))
+def _ended(tensor: Tensor) -> InputError:
+    return InputError(f"{tensor.file}: ended early while {tensor.name!r} was copied")

@@ -16,19 +16,19 @@ def cut(
     out: str | Path,
     *,
     check: bool = True,
-    shard_size: str | None = None,
+    shard_size: str | int | None = None,
     link: bool = False,
 ) -> Checkpoint:
     """Write `model` without the layers that `plan` drops to the new folder `out`.
 
     `plan` may be a Plan, its YAML file or mergekit's passthrough YAML. With `check`, the result is
     opened and run by plain transformers, against the base model with those layers skipped, before
-    it takes its name. `shard_size` (5GB, 500MB) bounds the files, which are the input's otherwise;
-    `link` links shards in which nothing changes to the input's. Raises InputError for anything a
-    user can mend.
+    it takes its name. `shard_size` (bytes, or a text such as 5GB) bounds the tensors of a file; the
+    shards are the input's otherwise. `link` links shards in which nothing changes to the input's
+    files. Raises InputError for anything a user can mend.
     """
     refuse_existing(Path(out))
-    most = parse_size(shard_size) if shard_size else None
+    most = None if shard_size is None else parse_size(str(shard_size))
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
     if not isinstance(plan, Plan):
         plan = read_plan(Path(plan), Family.of(checkpoint.config).depth)
