@@ -29,9 +29,10 @@ from prunekit.errors import InputError
 from prunekit.model.checkpoint import CAUSAL_IF, Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import load
+from prunekit.model.loss import Logits
 from prunekit.plan.plan import Drop, Plan
 from prunekit.surgery.apply import apply
-from prunekit.surgery.check import Logits, probe
+from prunekit.surgery.check import probe
 
 LAYERS = 8
 CUTS = {"prefix": (0, 1), "suffix": (6, 7), "block": (3, 4, 5), "scattered": (1, 4, 6)}
@@ -102,7 +103,7 @@ def same_walk(checkpoint: Checkpoint) -> None:
         expected = loaded.model(input_ids=tokens, use_cache=False).logits
     found = Logits()
     loaded.walk([tokens], found)
-    assert torch.equal(expected, found.logits[0]), "the walk's logits differ from the forward's"
+    assert torch.equal(expected, found.logits), "the walk's logits differ from the forward's"
 
 
 def generation(checkpoint: Checkpoint) -> str:

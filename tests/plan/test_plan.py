@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
-from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan, blocks, parse_layers, read_plan, runs
+from prunekit.model.units import blocks, runs
+from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan, parse_layers, read_plan
 from prunekit.plan.scores import Base
 
 BASE = Base("org/model", "llama", 32, "0123456789abcdef" * 4)

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import load
+from prunekit.model.loss import Logits
 from prunekit.model.mute import _Silent
 from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan
 from prunekit.surgery.apply import apply
-from prunekit.surgery.check import Logits
 
 TOKENS = torch.randint(3, 100, (2, 16), generator=torch.Generator().manual_seed(5))
 # The dense families of the family test, and experts fused in memory but not on disk.
@@ -46,7 +46,7 @@ def test_muted_halves_equal_skipped_ones(kind: str, tmp_path: Path) -> None:
     skipped = Logits()
     plan = Plan((Drop((3,)), MUTE))
     load(base).walk_variants([TOKENS], {plan.variant: [skipped]})
-    assert torch.equal(logits(cut.folder), skipped.logits[0])
+    assert torch.equal(logits(cut.folder), skipped.logits)
     assert cut.story["muted"] == [[0, "attention"], [1, "mlp"], [2, "attention"], [2, "mlp"]]
 
 

@@ -141,7 +141,7 @@ def protocol(text: dict[str, Any], context: dict[str, Any]) -> str:
 
 def layer_list(layers: Sequence[int]) -> str:
     """Layers as a short text; a block as 5-8."""
-    from prunekit.plan.plan import runs
+    from prunekit.model.units import runs
 
     return ", ".join(
         str(start) if end == start + 1 else f"{start}-{end - 1}" for start, end in runs(layers)

@@ -1,23 +1,35 @@
-"""What a criterion is, and the means that angular and cosine share."""
+"""What a criterion is: something that is shown parts of a model at work, and gives scores."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from prunekit.model.loss import Mean
+from prunekit.model.units import HALVES, Unit
 from prunekit.model.walk import Observer
+from prunekit.model.walk_back import GradientObserver
 
-CHUNK = 256  # tokens whose states of all layers are held in float32 at once
+Needs = Literal["nothing", "weights", "states", "gradients", "trials"]
 
 
-class Criterion(Observer):
-    """A file in `criteria/` holds one dataclass of this kind; its fields are its options."""
+class Criterion(Observer, GradientObserver):
+    """A file in `criteria/` holds one dataclass of this kind; its fields are its options.
 
-    needs_text = True  # False: the scores need no walk
+    `needs` says what it is shown: the `states` of a walk (`see`, `see_half`), `gradients`
+    (`see_gradients`), `weights` (`see_weights`), what the model gives without each unit (`trials`:
+    see OfTrials), or `nothing`. Low scores = safe to remove.
+    """
+
+    needs: ClassVar[Needs] = "states"
 
     @abstractmethod
     def begin(self, layers: int, seed: int) -> None:
-        """Called once, before the walk."""
+        """Called once, before anything is shown."""
+
+    def see_weights(self, layer: int, module: nn.Module) -> None:
+        """Called once a layer with its weights, if it needs `weights`."""
 
     def sums(self) -> list[Tensor]:
         """Tensors that add up over batches: where several processes share a text, the others' are
@@ -26,55 +38,72 @@ class Criterion(Observer):
 
     @abstractmethod
     def blocks(self) -> dict[int, list[float]]:
-        """Called once, after the walk: block length -> the score of each start; low = removable."""
+        """Called once, at the end: block length -> the score of each start."""
+
+    def scores_of_halves(self) -> dict[str, list[float | None]]:
+        """Called once, at the end: the scores of each layer's `attention` and `mlp`, if it has
+        any; None where a layer has no such half."""
+        return {}
 
 
-class OfCosines(Criterion):
-    """The mean, over tokens, of a function of the cosine between the states at any two depths.
+class OfLayers(Criterion):
+    """Gives each layer a score of its own, in `scores`; blocks have the sum of their layers'."""
 
-    Depth s is the state entering layer s; depth L leaves the last layer. So the pair (s, s + n)
-    spans the block [s, s + n). Cosines are computed in float32 whatever the model's dtype.
-    `tokens` is `all`, or `last` for the last token of each sample.
-    """
+    def begin(self, layers: int, seed: int) -> None:
+        self.scores = [0.0] * layers
 
-    tokens: str
+    def blocks(self) -> dict[int, list[float]]:
+        return {1: self.scores}
+
+
+class OfTrials(Criterion):
+    """Watches the model without each layer in turn, and with `halves` without each half, all in one
+    walk; a block has the sum of its layers' scores."""
+
+    needs = "trials"
+    halves: bool
 
     @abstractmethod
-    def of(self, cosine: Tensor) -> Tensor:
-        """The function, element by element."""
+    def yardstick(self) -> Any:
+        """Who watches the whole model: `self.dense`, which sees each batch first."""
+
+    @abstractmethod
+    def watch(self) -> Mean:
+        """Who watches the model without something."""
+
+    @abstractmethod
+    def of(self, trial: Mean) -> float:
+        """What it costs to be without that; asked at the end."""
 
     def begin(self, layers: int, seed: int) -> None:
         self.layers = layers
-        self.total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
-        self.count = torch.zeros((), dtype=torch.float64)
-        self.held: dict[int, list[Tensor]] = {}
+        self.dense = self.yardstick()
+        self.trials: dict[Unit, Mean] = {}
 
-    def keeps(self, layers: int) -> float:
-        return 0 if self.tokens == "last" else layers + 1
+    def watch_without(self, unit: Unit) -> Mean:
+        """Who watches the model without a unit."""
+        self.trials[unit] = self.watch()
+        return self.trials[unit]
 
     def sums(self) -> list[Tensor]:
-        return [self.total, self.count]
-
-    def see(self, layer: int, batch: int, entering: Tensor, leaving: Tensor) -> None:
-        states = self.held.setdefault(batch, [])
-        if layer == 0:
-            states.append(self._picked(entering))
-        states.append(self._picked(leaving))
-        if layer == self.layers - 1:
-            self._add(self.held.pop(batch))
+        means = [self.dense, *self.trials.values()]
+        return [mean.sums for mean in means if isinstance(mean, Mean)]
 
     def blocks(self) -> dict[int, list[float]]:
-        mean = self.total / self.count
-        return {length: mean.diagonal(length).tolist() for length in range(1, self.layers + 1)}
+        return {1: [self.of(self.trials[layer, "layer"]) for layer in range(self.layers)]}
 
-    def _picked(self, states: Tensor) -> Tensor:
-        """(sequence, token, hidden) -> (token, hidden). Text is packed: the last token is real."""
-        return states[:, -1] if self.tokens == "last" else states.flatten(0, 1)
+    def scores_of_halves(self) -> dict[str, list[float | None]]:
+        if not self.halves:
+            return {}
+        return {
+            half: [
+                self.of(self.trials[layer, half]) if (layer, half) in self.trials else None
+                for layer in range(self.layers)
+            ]
+            for half in HALVES
+        }
 
-    def _add(self, states: list[Tensor]) -> None:
-        for chunk in zip(*(state.split(CHUNK) for state in states), strict=True):
-            stacked = torch.stack(chunk, dim=1).float()  # (token, depth, hidden)
-            unit = torch.nn.functional.normalize(stacked, dim=-1)
-            cosine = torch.bmm(unit, unit.transpose(1, 2)).clamp(-1, 1)
-            self.total += self.of(cosine).sum(0).double().cpu()
-            self.count += len(cosine)
+
+def salience(weights: Iterable[Tensor], power: float) -> float:
+    """The sum of absolute values to a power, over tensors, in float32."""
+    return sum(weight.detach().float().abs().pow(power).sum().item() for weight in weights)

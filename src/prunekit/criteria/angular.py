@@ -10,12 +10,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._criterion import OfCosines
+from prunekit.criteria._depths import OfPairs, cosines
 
 
 @dataclass
-class Angular(OfCosines):
+class Angular(OfPairs):
     tokens: Literal["last", "all"] = "last"
 
-    def of(self, cosine: Tensor) -> Tensor:
-        return cosine.arccos() / math.pi
+    def of(self, states: Tensor) -> Tensor:
+        return cosines(states).arccos() / math.pi

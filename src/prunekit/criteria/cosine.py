@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._criterion import OfCosines
+from prunekit.criteria._depths import OfPairs, cosines
 
 
 @dataclass
-class Cosine(OfCosines):
+class Cosine(OfPairs):
     tokens: Literal["last", "all"] = "all"
 
-    def of(self, cosine: Tensor) -> Tensor:
-        return 1 - cosine
+    def of(self, states: Tensor) -> Tensor:
+        return 1 - cosines(states)

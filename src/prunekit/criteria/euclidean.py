@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._distances import OfDistances
+from prunekit.criteria._depths import OfPairs, distances
 
 
 @dataclass
-class Euclidean(OfDistances):
+class Euclidean(OfPairs):
     tokens: Literal["last", "all"] = "all"
 
-    def of(self, distance: Tensor, norm: Tensor) -> Tensor:
-        return distance
+    def of(self, states: Tensor) -> Tensor:
+        return distances(states)

@@ -45,7 +45,7 @@ class Linear(OfDepths):
     def sums(self) -> list[Tensor]:
         return [self.count, *self.moments]
 
-    def add(self, batch: int, states: list[Tensor]) -> None:
+    def add(self, states: list[Tensor]) -> None:
         if not self.moments:
             self._make(states[0].shape[-1])
         sources, sights, squares, *products = self.moments

@@ -9,14 +9,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from prunekit.criteria._distances import OfDistances
+from prunekit.criteria._depths import OfPairs, distances
 
 EPSILON = 1e-6  # a state of zeros has no ratio
 
 
 @dataclass
-class MagnitudeRatio(OfDistances):
+class MagnitudeRatio(OfPairs):
     tokens: Literal["last", "all"] = "all"
 
-    def of(self, distance: Tensor, norm: Tensor) -> Tensor:
-        return distance / (norm + EPSILON)
+    def of(self, states: Tensor) -> Tensor:
+        return distances(states) / (states.norm(dim=-1).unsqueeze(1) + EPSILON)

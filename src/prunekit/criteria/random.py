@@ -8,7 +8,7 @@ from prunekit.criteria._criterion import Criterion
 
 @dataclass
 class RandomControl(Criterion):
-    needs_text = False
+    needs = "nothing"
 
     def begin(self, layers: int, seed: int) -> None:
         self.layers, self.seed = layers, seed

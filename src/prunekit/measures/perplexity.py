@@ -11,11 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from prunekit.errors import InputError
 from prunekit.model.load import Loaded
+from prunekit.model.loss import Loss
 from prunekit.model.ranks import add_up, share
 from prunekit.model.walk import Observer
 from prunekit.text.packing import Text
@@ -35,25 +32,6 @@ class Perplexity:
     context: dict[str, Any]
 
 
-class Loss(Observer):
-    """Sums the next-token cross entropy over a walk."""
-
-    wants_logits = True
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.predicted = 0
-
-    def see_logits(self, batch: int, tokens: Tensor, logits: Tensor) -> None:
-        # One sequence at a time: float32 logits are large next to the model's own.
-        for ids, scores in zip(tokens, logits, strict=True):
-            loss = torch.nn.functional.cross_entropy(scores[:-1].float(), ids[1:], reduction="none")
-            self.total += loss.double().sum().item()
-            self.predicted += len(loss)
-        if not math.isfinite(self.total):
-            raise InputError(f"the model's logits are not finite (batch {batch} of the text)")
-
-
 def perplexity(
     loaded: Loaded, text: Text, *, batch: int, skip: Iterable[int] = (),
     observers: Iterable[Observer] = (),
@@ -65,8 +43,8 @@ def perplexity(
     loss = Loss()
     way = loaded.walk(share(text.batches(batch)), loss, *observers, skip=skip)
     context = {**loaded.context(), "walk": way, "batch": batch}
-    sums = torch.tensor([loss.total, loss.predicted], dtype=torch.float64)
-    add_up([sums])
-    total, predicted = sums.tolist()
-    mean = total / predicted
-    return Perplexity(math.exp(min(mean, LARGEST)), mean, int(predicted), text.describe(), context)
+    add_up([loss.sums])
+    predicted = int(loss.sums[1])
+    return Perplexity(
+        math.exp(min(loss.mean, LARGEST)), loss.mean, predicted, text.describe(), context
+    )

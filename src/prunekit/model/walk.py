@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prunekit.errors import InputError
 from prunekit.model.mute import Halves
-from prunekit.model.units import HALVES, Part, Variant
+from prunekit.model.units import HALVES, Part, Variant, named
 
 Keep = Callable[[Tensor], Tensor]
 
@@ -80,7 +80,7 @@ def walk(
     `layers` is the model's list of decoder layers (see Family). `skip` names layers that are passed
     over: their entering state leaves unchanged. `beside` is how many batches stand side by side
     before a layer is run; the results do not depend on it. Raises InputError for layers or tokens
-    that the model does not have.
+    that the model does not have, or if a state is not finite.
 
         loaded = prunekit.load(prunekit.Checkpoint.open("demo"))
         loaded.walk(text.batches(4), MyObserver())  # this function, with the model's own layers
@@ -130,6 +130,7 @@ def walk_variants(
                         _step(forwards, index, layer, number, variants.values())
             for number, forwards in enumerate(paused, first):
                 for forward, observers in zip(forwards, variants.values(), strict=True):
+                    forward.check_finite(number)
                     logits = forward.finish(any(watcher.wants_logits for watcher in observers))
                     for watcher in observers:
                         if watcher.wants_logits and logits is not None:
@@ -203,6 +204,7 @@ class Forward:
         self.greenlet = greenlet(lambda: model(input_ids=tokens, use_cache=False))
         self.call = self.greenlet.switch()
         self.output: Any = None
+        self.finite: list[Tensor] = []  # of the state that each layer was given: by sequence
 
     def advance(self, index: int) -> Tensor:
         """Let the forward go on to the call of layer `index`; the state entering it."""
@@ -210,7 +212,9 @@ class Forward:
             self.call = self.greenlet.switch(self.output)
         if self.greenlet.dead or self.call[0] != index:
             raise InputError("this model type does not run its layers once each, in order")
-        return _as_states(self.entering, self.tokens.shape)
+        entering = _as_states(self.entering, self.tokens.shape)
+        self.finite.append(entering.isfinite().flatten(1).all(1))
+        return entering
 
     def path(self, index: int) -> Variant:
         """What the variant has done without up to and including layer `index`."""
@@ -227,6 +231,19 @@ class Forward:
             self.hand_on(entering)
         elif self.keep:
             self.hand_on(self.keep(self.state))
+
+    def check_finite(self, batch: int) -> None:
+        """Raises InputError if any state so far was not finite. Asked once a batch: a GPU need not
+        be waited for at each layer."""
+        states = torch.stack([*self.finite, self.leaving.isfinite().flatten(1).all(1)])
+        if not states.all():
+            layer, sequence = (~states).nonzero()[0].tolist()
+            where = f"leaving layer {layer - 1}" if layer else "entering layer 0"
+            without = f", without {named(self.variant)}," if self.variant else ""
+            raise InputError(
+                f"the state {where}{without} is not finite in batch {batch}, sequence {sequence} "
+                "of the text; try --dtype float32"
+            )
 
     def halves_of(
         self, index: int, layer: nn.Module, entering: Tensor, leaving: Tensor

@@ -74,6 +74,7 @@ def walk_back(
 
 def _of_the_head(forward: Forward, number: int) -> Tensor:
     """The gradient of a batch's mean loss by the state that leaves the last layer."""
+    forward.check_finite(number)
     state = forward.state.detach().requires_grad_()
     forward.hand_on(state)
     with torch.enable_grad():

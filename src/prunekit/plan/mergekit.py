@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.plan.plan import Drop, Plan, runs
+from prunekit.model.units import runs
+from prunekit.plan.plan import Drop, Plan
 
 
 def to_mergekit(plan: Plan, dtype: str = "bfloat16") -> str:

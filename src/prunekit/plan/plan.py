@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.model.units import HALVES, Part, Unit, Variant
+from prunekit.model.units import HALVES, Part, Unit, Variant, blocks
 from prunekit.plan.scores import Base, parse_base
 
 HEADER = (
@@ -193,34 +193,6 @@ def edits_of(variant: Iterable[Unit]) -> tuple[Edit, ...]:
     drop = Drop(tuple(by_part["layer"]))
     mute = Mute(tuple(by_part["attention"]), tuple(by_part["mlp"]))
     return (*([drop] if drop.layers else []), *([mute] if mute.units else []))
-
-
-def named(variant: Iterable[Unit]) -> str:
-    """A variant's units in words: layers 3, 5:7, the mlp of 4."""
-    by_part: dict[str, list[int]] = {}
-    for layer, part in sorted(variant):
-        by_part.setdefault("layers" if part == "layer" else f"the {part} of", []).append(layer)
-    said = [f"{part} {', '.join(map(str, blocks(by_part[part])))}" for part in sorted(by_part)]
-    return ", ".join(said) or "nothing"
-
-
-def blocks(layers: Sequence[int]) -> list[int | str]:
-    """Layers with runs written as half-open blocks: [3, "5:9"]."""
-    written: list[int | str] = []
-    for start, end in runs(layers):
-        written.append(start if end == start + 1 else f"{start}:{end}")
-    return written
-
-
-def runs(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Half-open blocks of consecutive layers, ascending."""
-    found: list[tuple[int, int]] = []
-    for layer in sorted(layers):
-        if found and found[-1][1] == layer:
-            found[-1] = (found[-1][0], layer + 1)
-        else:
-            found.append((layer, layer + 1))
-    return found
 
 
 def read_plan(file: Path, layers: int | None = None) -> Plan:

@@ -8,13 +8,11 @@ from typing import Any, ClassVar, Protocol
 
 from prunekit import plugins
 from prunekit.errors import InputError
-from prunekit.model.units import HALVES, Unit, Variant
+from prunekit.model.units import DENSE, HALVES, Unit, Variant, named
 from prunekit.plan.choose import in_order, needs_judge, resolve
-from prunekit.plan.plan import Plan, edits_of, named
+from prunekit.plan.plan import Plan, edits_of
 from prunekit.plan.scores import Base, Scores
 from prunekit.plan.target import Target, normal
-
-DENSE: Variant = frozenset()
 
 # The loss of each variant, lower is better; DENSE is the model as it is. A judge that also takes
 # `tokens=n` gives losses on about n tokens, drawn anew at each call and the same for all its

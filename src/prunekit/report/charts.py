@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 from prunekit.errors import InputError
-from prunekit.plan.plan import runs
+from prunekit.model.units import runs
 from prunekit.plan.scores import Scores
 
 if TYPE_CHECKING:

@@ -6,23 +6,11 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import Loaded, load
-from prunekit.model.walk import Observer
+from prunekit.model.loss import Logits
 from prunekit.plan.plan import Plan
 from prunekit.surgery.merge import is_norm, mean
 
 TOKENS = 48
-
-
-class Logits(Observer):
-    """Keeps the logits of a walk, batch after batch."""
-
-    wants_logits = True
-
-    def __init__(self) -> None:
-        self.logits: list[Tensor] = []
-
-    def see_logits(self, batch: int, tokens: Tensor, logits: Tensor) -> None:
-        self.logits.append(logits)
 
 
 def check_made(base: Checkpoint, plan: Plan, made: Checkpoint) -> None:
@@ -67,7 +55,7 @@ def _walked(checkpoint: Checkpoint, tokens: Tensor, plan: Plan) -> Tensor | None
     _merge_in_memory(loaded, plan)
     seen = Logits()
     loaded.walk_variants([tokens], {plan.variant: [seen]})
-    return seen.logits[0]
+    return seen.logits
 
 
 def _merge_in_memory(loaded: Loaded, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from prunekit.model.family import Family
 from prunekit.model.names import disk_prefix
 from prunekit.model.structure import Packed
 from prunekit.model.tensors import Tensor
-from prunekit.plan.plan import runs
+from prunekit.model.units import runs
 from prunekit.surgery.write import Part
 
 EXTRA = re.compile(r"nextn|mtp")  # config fields that count blocks beyond the layers

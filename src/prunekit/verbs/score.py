@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from prunekit import plugins
-from prunekit.criteria._criterion import Criterion
+from prunekit.criteria._criterion import Criterion, OfTrials
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import How, Loaded, load
+from prunekit.model.mute import Halves
 from prunekit.model.ranks import add_up, ranks, share
+from prunekit.model.units import DENSE, HALVES, Unit, Variant
+from prunekit.model.walk import Observer
 from prunekit.plan.scores import Scores
 from prunekit.surgery.apply import base_of
 from prunekit.text.packing import Text, load_text
@@ -56,19 +59,32 @@ def run(
     seed: int,
     watch: Watch,
 ) -> list[Scores]:
-    """Walk once with every criterion watching, and take down what each says."""
+    """Show every criterion what it needs, in as few walks as there are kinds of need, and take down
+    what each says."""
     depth = loaded.family.depth
     size = batch_size(batch, text.length)
+    needs: dict[str, list[Criterion]] = {}
     for judge in judges.values():
         judge.begin(depth, seed)
-    walking = [judge for judge in judges.values() if judge.needs_text]
+        needs.setdefault(judge.needs, []).append(judge)
+    weights, gradients = needs.get("weights", []), needs.get("gradients", [])
+    if loaded.quantize and (weights or gradients):
+        raise InputError("quantised weights can't be scored themselves; leave --quantize away")
+    if weights:
+        for index, layer in enumerate(loaded.each_layer()):
+            for judge in weights:
+                judge.see_weights(index, layer)
+    variants = _variants(loaded, needs)
+    _check_shared(judges)
     context = {**loaded.context(), "batch": size, "seed": seed, "prunekit": version("prunekit")}
-    if walking:
-        _check_shared(judges)
-        steps = depth * -(-len(text.tokens) // size) // ranks()
+    steps = depth * -(-len(text.tokens) // size) // ranks()
+    if any(variants.values()):
         with watch(f"scoring{loaded.where}", steps) as observer:
-            context["walk"] = loaded.walk(share(text.batches(size)), *walking, observer)
-        add_up(total for judge in walking for total in judge.sums())
+            variants[DENSE].append(observer)
+            context["walk"] = loaded.walk_variants(share(text.batches(size)), variants)
+    if gradients:
+        context["walk"] = loaded.walk_back(share(text.batches(size)), *gradients)
+    add_up(total for judge in judges.values() if _reads(judge) for total in judge.sums())
     base = base_of(loaded.checkpoint, loaded.family)
     return [
         Scores(
@@ -76,17 +92,46 @@ def run(
             options={key: getattr(judge, key) for key in plugins.options(type(judge))},
             base=base,
             blocks=judge.blocks(),
-            text=text.describe() if judge.needs_text else None,
+            halves=judge.scores_of_halves(),
+            text=text.describe() if _reads(judge) else None,
             context=context,
         )
         for name, judge in judges.items()
     ]
 
 
+def _variants(
+    loaded: Loaded, needs: Mapping[str, Sequence[Criterion]]
+) -> dict[Variant, list[Observer]]:
+    """Who watches which variant of the model: the whole one first."""
+    variants: dict[Variant, list[Observer]] = {DENSE: list(needs.get("states", []))}
+    for judge in needs.get("trials", []):
+        assert isinstance(judge, OfTrials)
+        variants[DENSE].append(judge.dense)
+        for unit in units(loaded, halves=judge.halves):
+            variants.setdefault(frozenset([unit]), []).append(judge.watch_without(unit))
+    return variants
+
+
+def units(loaded: Loaded, *, halves: bool) -> list[Unit]:
+    """All layers, and if asked for every half that can go."""
+    has = Halves(loaded.family).has
+    layers = range(loaded.family.depth)
+    whole: list[Unit] = [(layer, "layer") for layer in layers]
+    return whole + [
+        (layer, half) for layer in layers for half in HALVES if halves and has(layer, half)
+    ]
+
+
+def _reads(judge: Criterion) -> bool:
+    """Whether what a criterion says depends on the text."""
+    return judge.needs not in ("nothing", "weights")
+
+
 def _check_shared(judges: Mapping[str, Criterion]) -> None:
     """Raises InputError if a criterion must see all batches itself, and would not."""
     for name, judge in judges.items():
-        if ranks() > 1 and judge.needs_text and not judge.sums():
+        if ranks() > 1 and _reads(judge) and not judge.sums():
             raise InputError(
                 f"criterion {name!r} must see all samples, so it runs in one process, not {ranks()}"
             )

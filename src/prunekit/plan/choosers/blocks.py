@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prunekit.errors import InputError
-from prunekit.plan.plan import runs
+from prunekit.model.units import runs
 from prunekit.plan.scores import Scores
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prunekit.errors import InputError
-from prunekit.model.units import Part, Unit, Variant
-from prunekit.plan.search import DENSE, Trials
+from prunekit.model.units import DENSE, Part, Unit, Variant
+from prunekit.plan.search import Trials
 
 LAYER: Part = "layer"
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prunekit.model.units import Unit, Variant
-from prunekit.plan.search import DENSE, Trials
+from prunekit.model.units import DENSE, Unit, Variant
+from prunekit.plan.search import Trials
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunekit.errors import InputError
-from prunekit.plan.plan import Merge, runs
+from prunekit.model.units import runs
+from prunekit.plan.plan import Merge
 from prunekit.plan.scores import Scores
 
 
