@@ -9,14 +9,18 @@ from typing import Any
 # Where each public name lives. Imported when first asked for: torch takes seconds.
 _NAMES = {
     "Checkpoint": "model.checkpoint",
+    "Criterion": "criteria._criterion",
     "Drop": "plan.plan",
     "Family": "model.family",
     "InputError": "errors",
+    "Merge": "plan.plan",
+    "Mute": "plan.plan",
     "Observer": "model.walk",
     "Plan": "plan.plan",
     "Scores": "plan.scores",
     "Text": "text.packing",
     "choose": "plan.choose",
+    "compare": "verbs.compare",
     "cut": "verbs.cut",
     "demo": "verbs.demo",
     "evaluate": "verbs.evaluate",
@@ -26,6 +30,7 @@ _NAMES = {
     "read_plan": "plan.plan",
     "read_scores": "plan.scores",
     "score": "verbs.score",
+    "search": "verbs.search",
     "show": "verbs.show",
     "walk": "model.walk",
 }

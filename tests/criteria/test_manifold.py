@@ -21,11 +21,11 @@ from prunekit.criteria.manifold import (
 )
 from prunekit.errors import InputError
 
-I, J = np.arange(60)[:, None], np.arange(5)[None, :]
+ROW, COLUMN = np.arange(60)[:, None], np.arange(5)[None, :]
 POINTS = {
-    "P": np.sin(0.9 * I + 1.1 * J) + 0.05 * I,
-    "Q": np.sin(0.9 * I + 1.1 * J + 0.4) + 0.04 * I,
-    "R": np.cos(2.1 * I * (J + 1)),
+    "P": np.sin(0.9 * ROW + 1.1 * COLUMN) + 0.05 * ROW,
+    "Q": np.sin(0.9 * ROW + 1.1 * COLUMN + 0.4) + 0.04 * ROW,
+    "R": np.cos(2.1 * ROW * (COLUMN + 1)),
 }
 # The published code's kernel over these 60 points (rows 0, 1 and 59; signs are arbitrary).
 LAYOUTS = {

@@ -32,13 +32,22 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or `demo`.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The new checkpoint.")]
-Drop = Annotated[int, typer.Option("--drop", help="How many layers go.")]
+Drop = Annotated[int, typer.Option("--drop", help="How many layers (or halves) go.")]
 Criterion = Annotated[str, typer.Option(help="See `prunekit list criteria`, or a path ./mine.py.")]
 Options = Annotated[
     list[str] | None,
     typer.Option("-O", "--option", metavar="NAME=VALUE", help="An option of the criterion."),
 ]
-Choose = Annotated[str, typer.Option(help="See `prunekit list choosers`.")]
+Choose = Annotated[
+    str, typer.Option(help="See `prunekit list choosers`; block for layers, lowest for halves.")
+]
+ChooseOptions = Annotated[
+    list[str] | None,
+    typer.Option("--choose-option", metavar="NAME=VALUE", help="An option of the chooser."),
+]
+Unit = Annotated[
+    str, typer.Option(metavar="layer|attention|mlp|half", help="What goes; halves are muted.")
+]
 Protect = Annotated[
     str, typer.Option(metavar="0,1,-1", help="Layers that stay; negative ones count from the end.")
 ]
@@ -52,6 +61,9 @@ TextSource = Annotated[
 ]  # fmt: skip
 Samples = Annotated[
     int | None, typer.Option(help="Samples to calibrate on; 128, or as many as the text has.")
+]
+Test = Annotated[
+    str, typer.Option(metavar="SOURCE", help="Text to measure on; never the calibration text.")
 ]
 TestSamples = Annotated[
     int | None, typer.Option(help="Samples to measure on, from the start; all.")
@@ -194,21 +206,80 @@ def plan(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Written by `score -o`.")],
     drop: Drop,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE")] = None,
-    choose: Choose = "block",
+    choose: Choose = "",
+    choose_option: ChooseOptions = None,
+    unit: Unit = "layer",
     protect: Protect = "",
 ) -> None:
-    """Choose the layers that go: a YAML file that a person can read, change and apply."""
+    """Choose what goes by scores: a YAML file that a person can read, change and apply."""
     from prunekit.plan.choose import choose as chosen_by
     from prunekit.plan.scores import read_scores
 
     _refuse_existing(out)
     read = read_scores(scores)
-    made = chosen_by(read, drop=drop, chooser=choose, protect=_integers(protect))
-    if out:
-        out.write_text(made.to_yaml(), encoding="utf-8")
-    else:
-        print(made.to_yaml(), end="")
-    _picture(read.base.layers, made.dropped, made.made_by["protect"], read.layers)
+    made = chosen_by(
+        read, drop=drop, chooser=choose or _chooser(unit), protect=_integers(protect),
+        options=_options(choose_option, "--choose-option"), unit=_unit(unit),
+    )  # fmt: skip
+    _write_plan(made, out)
+    _picture_of(made, read.layers)
+
+
+@app.command()
+def search(
+    model: Model,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE")] = None,
+    drop: Annotated[int | None, typer.Option(help="So many layers (or halves) go.")] = None,
+    params: Annotated[float | None, typer.Option(help="Keep 0.75 of the parameters.")] = None,
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", metavar="SHARE|SIZE", help="Keep 0.75, or 12GiB.")
+    ] = None,
+    speed: Annotated[
+        str | None, typer.Option(metavar="1.3x", help="By times measured here; layers and halves.")
+    ] = None,
+    kv_cache: Annotated[float | None, typer.Option(help="Keep 0.75 of the cache.")] = None,
+    choose: Choose = "evolve",
+    choose_option: ChooseOptions = None,
+    by: Annotated[str, typer.Option(help="What judges: divergence or perplexity.")] = "divergence",
+    scores: Annotated[
+        Path | None, typer.Option(metavar="SCORES", help="Where to start: written by `score -o`.")
+    ] = None,
+    unit: Unit = "layer",
+    protect: Protect = "",
+    text: TextSource = "stdlib/calibrate",
+    samples: Samples = None,
+    length: Length = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    quantize: Quantize = None,
+    double_quant: DoubleQuant = True,
+) -> None:
+    """Find what can go together by trying it: a plan that meets a target at the lowest loss."""
+    from prunekit.plan.scores import read_scores
+    from prunekit.verbs.search import search
+
+    _refuse_existing(out)
+    start = read_scores(scores) if scores else None
+    made = search(
+        model, drop=drop, params=params, bytes=bytes_, speed=speed, kv_cache=kv_cache,
+        chooser=choose, options=_options(choose_option, "--choose-option"), by=by,
+        unit=_unit(unit), protect=_integers(protect), scores=start,
+        text=text, samples=samples, length=length, batch=batch, seed=seed, dtype=dtype,
+        device=device, walk=walk, memory=memory, scratch=scratch, quantize=quantize,
+        double_quant=double_quant, watch=bar,
+    )  # fmt: skip
+    _write_plan(made, out)
+    _picture_of(made)
+    found = made.made_by
+    _remark(
+        f"saves {found['saved']} (asked for: {found['target']}); {by} {found['loss']:.4f} nats a "
+        f"token on the calibration text, {found['judged']} variants tried"
+    )
 
 
 @app.command()
@@ -232,7 +303,11 @@ def cut(
     made = cut(model, plan, out, check=check, shard_size=shard_size, link=link)
     story = made.story
     kept = Family.of(made.config).depth
-    _picture(kept + len(story["dropped"]), story["dropped"])
+    merged = [layer for edit in story["merged"] for layer in edit["layers"]]
+    gone = [*story["dropped"], *merged]
+    stay = [layer for layer in range(kept + len(gone)) if layer not in gone]
+    muted = [(stay[layer], half) for layer, half in story["muted"]]
+    _picture(kept + len(gone), gone, muted=muted)
     checked = "opened and run by transformers, logits equal" if check else "not checked"
     _remark(f"wrote {out}: {kept} layers, {tables.size(made.bytes)} ({checked})")
 
@@ -244,13 +319,13 @@ def prune(
     drop: Drop,
     criterion: Criterion = "angular",
     option: Options = None,
-    choose: Choose = "block",
+    choose: Choose = "",
+    choose_option: ChooseOptions = None,
+    unit: Unit = "layer",
     protect: Protect = "",
     text: TextSource = "stdlib/calibrate",
     samples: Samples = None,
-    test: Annotated[
-        str, typer.Option(metavar="SOURCE", help="Text to measure on; never the calibration text.")
-    ] = "stdlib/test",
+    test: Test = "stdlib/test",
     test_samples: TestSamples = None,
     length: Length = None,
     batch: Batch = None,
@@ -268,8 +343,9 @@ def prune(
     from prunekit.verbs.prune import prune
 
     pruned = prune(
-        model, out, drop=drop, criterion=criterion, options=_options(option), chooser=choose,
-        protect=_integers(protect), text=text, samples=samples, test=test,
+        model, out, drop=drop, criterion=criterion, options=_options(option),
+        chooser=choose or _chooser(unit), choose_options=_options(choose_option, "--choose-option"),
+        unit=_unit(unit), protect=_integers(protect), text=text, samples=samples, test=test,
         test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
         device=device, walk=walk, memory=memory, scratch=scratch, quantize=quantize,
         double_quant=double_quant, watch=bar,
@@ -284,8 +360,7 @@ def prune(
         _remark("calibrated on Python's standard library; --text and --test take your own text")
     if pruned.shared > 0.01:
         _remark(f"{pruned.shared:.0%} of the test text's lines occur in the calibration text too")
-    scores = pruned.scores
-    _picture(scores.base.layers, pruned.plan.dropped, pruned.plan.made_by["protect"], scores.layers)
+    _picture_of(pruned.plan, pruned.scores.layers)
 
 
 @app.command()
@@ -321,6 +396,45 @@ def evaluate(
         tables.results_table(results)
 
 
+@app.command()
+def compare(
+    model: Model,
+    drop: Annotated[str, typer.Option(metavar="2,4,6", help="How many layers (or halves) go.")],
+    criteria: Annotated[str, typer.Option(metavar="all|NAME,...")] = "all",
+    choosers: Annotated[str, typer.Option(metavar="NAME,...")] = "block,lowest,greedy,evolve",
+    option: Options = None,
+    unit: Unit = "layer",
+    protect: Protect = "",
+    text: TextSource = "stdlib/calibrate",
+    samples: Samples = None,
+    test: Test = "stdlib/test",
+    test_samples: TestSamples = None,
+    length: Length = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    json: Json = False,
+) -> None:
+    """What every criterion takes out and what that costs, side by side; `random` is the control."""
+    from prunekit.verbs.compare import compare
+
+    compared = compare(
+        model, drop=_integers(drop), criteria=criteria if criteria == "all" else _words(criteria),
+        choosers=_words(choosers), options=_options(option), unit=_unit(unit),
+        protect=_integers(protect), text=text, samples=samples, test=test,
+        test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
+        device=device, walk=walk, memory=memory, scratch=scratch, watch=bar,
+    )  # fmt: skip
+    if json:
+        tables.print_json(compared)
+    else:
+        tables.comparison_table(compared)
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|measures")]) -> None:
     """What there is to choose from, with a line on each."""
@@ -328,7 +442,11 @@ def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|m
 
     rooms = {"criteria": "criteria", "choosers": "plan.choosers", "measures": "measures"}
     if what == "edits":
-        found = {"drop": "Remove whole layers."}
+        found = {
+            "drop": "Remove whole layers.",
+            "merge": "Fold layers into others: weighted means of their weights.",
+            "mute": "Take the attention or the MLP out of layers, as zeros.",
+        }
     elif what in rooms:
         found = names(rooms[what])
     else:
@@ -387,7 +505,7 @@ def _show_plan(file: Path, as_: str | None, out: Path | None, json: bool) -> Non
         print(plan.to_yaml(), end="")
         if plan.base:
             plan.kept(plan.base.layers)
-            _picture(plan.base.layers, plan.dropped)
+            _picture_of(plan)
 
 
 def _show_scores(
@@ -417,7 +535,7 @@ def _show_scores(
     else:
         tables.scores_table(scores)
         if plan:
-            _picture(scores.base.layers, plan.dropped, plan.made_by["protect"], scores.layers)
+            _picture_of(plan, scores.layers)
 
 
 def _put(text: str, out: Path | None) -> None:
@@ -435,22 +553,48 @@ def _refuse_existing(file: Path | None) -> None:
         raise InputError(f"output {str(file)!r}: no folder {str(file.parent)!r}")
 
 
-def _picture(layers: int, dropped: Any, protected: Any = (), scores: Any = None) -> None:
+def _write_plan(plan: "Plan", out: Path | None) -> None:
+    if out:
+        out.write_text(plan.to_yaml(), encoding="utf-8")
+    else:
+        print(plan.to_yaml(), end="")
+
+
+def _picture_of(plan: "Plan", scores: Any = None) -> None:
+    assert plan.base
+    protected = plan.made_by.get("protect", [])
+    _picture(plan.base.layers, plan.removed, protected, scores, plan.muted)
+
+
+def _picture(
+    layers: int, gone: Any, protected: Any = (), scores: Any = None, muted: Any = ()
+) -> None:
     from prunekit.cli.pictures import layer_strip
 
-    Console(stderr=True).print(layer_strip(layers, dropped, protected, scores))
+    Console(stderr=True).print(layer_strip(layers, gone, protected, scores, muted))
 
 
 def _remark(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _options(given: list[str] | None) -> dict[str, str]:
+def _unit(name: str) -> Any:
+    if name not in ("layer", "attention", "mlp", "half"):
+        raise InputError(f"no unit {name!r}; there are: layer, attention, mlp, half")
+    return name
+
+
+def _chooser(unit: str) -> str:
+    """The usual one: a block of layers, or the halves with the lowest scores."""
+    return "block" if unit == "layer" else "lowest"
+
+
+def _options(given: list[str] | None, flag: str = "--option") -> dict[str, str]:
     options = {}
     for entry in given or []:
         name, equals, value = entry.partition("=")
         if not equals:
-            raise InputError(f"--option {entry!r}: give NAME=VALUE, such as tokens=all")
+            raise InputError(f"{flag} {entry!r}: give NAME=VALUE, such as tokens=all")
         options[name] = value
     return options
 

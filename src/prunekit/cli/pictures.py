@@ -10,9 +10,11 @@ from rich.text import Text
 from prunekit.errors import InputError
 
 KEPT, DROPPED, PROTECTED = "kept", "dropped", "protected"
-STYLES = {KEPT: "blue", DROPPED: "bright_red", PROTECTED: "yellow"}
-GLYPHS = {KEPT: "█", DROPPED: "░", PROTECTED: "◆"}
-ASCII_GLYPHS = {KEPT: "#", DROPPED: ".", PROTECTED: "P"}
+NO_ATTENTION, NO_MLP, IDLE = "without attention", "without MLP", "without both"
+STYLES = {KEPT: "blue", PROTECTED: "yellow", NO_ATTENTION: "magenta", NO_MLP: "cyan",
+          IDLE: "bright_red", DROPPED: "bright_red"}  # fmt: skip
+GLYPHS = {KEPT: "█", PROTECTED: "◆", NO_ATTENTION: "▄", NO_MLP: "▀", IDLE: "─", DROPPED: "░"}
+ASCII_GLYPHS = {KEPT: "#", PROTECTED: "P", NO_ATTENTION: "m", NO_MLP: "a", IDLE: "-", DROPPED: "."}
 SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 LOGARITHMIC = 20  # the ratio of largest to smallest score from which the scale is logarithmic
 
@@ -22,8 +24,10 @@ def layer_strip(
     dropped: Collection[int],
     protected: Collection[int] = (),
     scores: Sequence[float] | None = None,
+    muted: Collection[tuple[int, str]] = (),
 ) -> RenderableType:
-    """One cell per layer: dropped, protected or kept; its score above, its number below.
+    """One cell per layer: dropped, protected, without a half or kept; its score above, its number
+    below.
 
     Told apart by glyph as well as by colour; falls back to ASCII where the console's encoding
     needs it, and wraps to the console's width. Print it with rich. A layer both protected and
@@ -32,16 +36,28 @@ def layer_strip(
     """
     if layers < 1:
         raise InputError(f"a model of {layers} layers has no picture")
-    for layer in (*dropped, *protected):
+    for layer in (*dropped, *protected, *(layer for layer, _ in muted)):
         if not 0 <= layer < layers:
             raise InputError(f"no layer {layer}: the model has layers 0 to {layers - 1}")
     if scores is not None and len(scores) != layers:
         raise InputError(f"{len(scores)} scores for {layers} layers")
-    kinds = [
-        DROPPED if layer in dropped else PROTECTED if layer in protected else KEPT
-        for layer in range(layers)
-    ]
-    return _Strip(kinds, scores)
+    return _Strip(kinds(layers, dropped, protected, muted), scores)
+
+
+def kinds(
+    layers: int,
+    dropped: Collection[int],
+    protected: Collection[int] = (),
+    muted: Collection[tuple[int, str]] = (),
+) -> list[str]:
+    """What each layer is."""
+    without = {(True, True): IDLE, (True, False): NO_ATTENTION, (False, True): NO_MLP}
+    found = []
+    for layer in range(layers):
+        halves = ((layer, "attention") in muted, (layer, "mlp") in muted)
+        kind = without.get(halves, PROTECTED if layer in protected else KEPT)
+        found.append(DROPPED if layer in dropped else kind)
+    return found
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class _Strip:
     def _legend(self, glyphs: dict[str, str]) -> Text:
         parts = [
             Text.assemble((glyphs[kind], STYLES[kind]), f" {self.kinds.count(kind)} {kind}")
-            for kind in (KEPT, DROPPED, PROTECTED)
+            for kind in (KEPT, DROPPED, NO_ATTENTION, NO_MLP, IDLE, PROTECTED)
             if kind in self.kinds
         ]
         return Text("   ").join(parts)

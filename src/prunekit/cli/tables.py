@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prunekit.cli.pictures import ASCII_GLYPHS, GLYPHS, kinds
+
 if TYPE_CHECKING:
     from prunekit.plan.scores import Scores
+    from prunekit.verbs.compare import Comparison
     from prunekit.verbs.demo import Row
     from prunekit.verbs.evaluate import Results
     from prunekit.verbs.show import Anatomy
@@ -106,6 +109,36 @@ def scores_table(scores: "Scores") -> None:
     print_table(title, ["layer", "score", "block of", "best block", "its score"], rows)
     if scores.text:
         print(protocol(scores.text, scores.context))
+
+
+def comparison_table(compared: "Comparison") -> None:
+    """For each number of layers a line for every method, lowest perplexity first, with a picture of
+    the layers."""
+    console = Console()
+    glyphs = ASCII_GLYPHS if console.options.ascii_only else GLYPHS
+    for drop in dict.fromkeys(entry.drop for entry in compared.entries):
+        rows = []
+        for entry in compared.entries:
+            if entry.drop != drop:
+                continue
+            layers = [layer for layer, part in entry.gone if part == "layer"]
+            found = kinds(compared.layers, layers, (), entry.gone)
+            spread = ""
+            if entry.spread:
+                spread = f"{number(entry.spread[0])} to {number(entry.spread[1])}"
+            rows.append([
+                entry.criterion, entry.chooser, "".join(glyphs[kind] for kind in found),
+                number(entry.perplexity), f"{entry.divergence:.4f}", f"{entry.seconds:.1f}", spread,
+            ])  # fmt: skip
+        columns = ["criterion", "chooser", f"layers 0 to {compared.layers - 1}", "perplexity",
+                   "divergence", "s", "spread"]  # fmt: skip
+        print_table(f"{drop} off {compared.model}", columns, rows)
+    print(f"perplexity of the whole model: {number(compared.dense)}; random: mean of "
+          f"{max(entry.draws for entry in compared.entries)} draws")  # fmt: skip
+    print(protocol(compared.text, compared.context))
+    calibrated = compared.calibration_text
+    print(f"chosen on {calibrated['source']}: {calibrated['samples']} samples; criteria that share "
+          "a walk share its seconds")  # fmt: skip
 
 
 def anatomy_table(anatomy: "Anatomy") -> None:

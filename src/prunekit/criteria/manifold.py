@@ -75,8 +75,8 @@ class Manifold(OfDepths):
         least = max(self.neighbours, NEIGHBOURS if self.legacy else 4) + 1
         if samples < least:
             raise InputError(
-                f"criterion 'manifold': {samples} samples, and it needs at least {least} (more than "
-                "its nearest neighbours); better 100 and more"
+                f"criterion 'manifold': {samples} samples, and it needs at least {least}, more "
+                "than its nearest neighbours; better 100 and more"
             )
         layouts = [diffusion_map(torch.cat(pooled).numpy()) for pooled in depths]
         alike = self._alike(layouts)

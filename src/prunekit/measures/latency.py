@@ -4,10 +4,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
+from prunekit.errors import InputError
 from prunekit.model.load import Loaded
+from prunekit.model.mute import Halves
+from prunekit.model.units import Unit
+
+REPEATS = 15  # of each timed forward
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,64 @@ def _generate(loaded: Loaded, prompt: int, new_tokens: int) -> float:
         do_sample=False,
         pad_token_id=0,
     )
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - start
+    return _now(model.device) - start
+
+
+def layer_times(loaded: Loaded, timed: Sequence[Unit]) -> tuple[dict[Unit, float], float]:
+    """Median seconds that each unit takes of a forward of one token, and the whole forward's.
+
+    Raises InputError for a model that is not in memory.
+    """
+    if loaded.layers is not None:
+        raise InputError("speed is measured on a model in memory; give another target")
+    model, halves = loaded.model, Halves(loaded.family)
+    tokens = torch.full((1, 1), 5, device=model.device)
+    taken: dict[Unit, list[float]] = {unit: [] for unit in timed}
+    hooks = []
+    for unit in timed:
+        layer = loaded.family.layers(model)[unit[0]]
+        if unit[1] == "layer":
+            modules = [layer]
+        else:
+            names = {name.partition(".")[0] for name in halves.writers(*unit)}
+            modules = [layer.get_submodule(name) for name in sorted(names)]
+        for module in modules:
+            hooks += _timed(module, taken[unit], new=module is modules[0], on=model.device)
+    whole: list[float] = []
+    try:
+        with torch.no_grad():
+            for turn in range(REPEATS + 3):
+                if turn == 3:  # the first warm up
+                    for values in taken.values():
+                        values.clear()
+                    whole.clear()
+                begin = _now(model.device)
+                model(input_ids=tokens, use_cache=False)
+                whole.append(_now(model.device) - begin)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    each = {unit: statistics.median(times) for unit, times in taken.items()}
+    return each, statistics.median(whole)
+
+
+def _timed(module: nn.Module, into: list[float], *, new: bool, on: torch.device) -> list[Any]:
+    begun: list[float] = []
+
+    def begin(*_: object) -> None:
+        begun.append(_now(on))
+
+    def end(*_: object) -> None:
+        seconds = _now(on) - begun.pop()
+        if new:
+            into.append(seconds)
+        else:
+            into[-1] += seconds
+
+    return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -5,11 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from prunekit import plugins
+from prunekit.criteria._criterion import OfTrials
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import How, Loaded
-from prunekit.plan.choose import choose
+from prunekit.model.units import HALVES
+from prunekit.plan.choose import check_request, choose, needs_judge
 from prunekit.plan.plan import Plan
-from prunekit.plan.scores import Scores
+from prunekit.plan.scores import Kind, Scores
+from prunekit.plan.target import Target
 from prunekit.surgery.apply import base_of, tell
 from prunekit.surgery.write import refuse_existing
 from prunekit.text.packing import check_disjoint
@@ -23,6 +27,7 @@ from prunekit.verbs.score import (
     pack_to_calibrate,
     run,
 )
+from prunekit.verbs.search import count_of, search_for
 from prunekit.verbs.watch import Watch, unwatched
 
 
@@ -47,6 +52,8 @@ def prune(
     criterion: str = "angular",
     options: Mapping[str, Any] | None = None,
     chooser: str = "block",
+    choose_options: Mapping[str, Any] | None = None,
+    unit: Kind = "layer",
     protect: Sequence[int] = (),
     text: str = CALIBRATE,
     samples: int | None = None,
@@ -58,19 +65,31 @@ def prune(
     watch: Watch = unwatched,
     **how: Unpack[How],
 ) -> Pruned:
-    """Remove `drop` layers from `model` and write the result to the new folder `out`.
+    """Remove `drop` layers from `model`, or mute as many halves of the kind `unit`, and write the
+    result to the new folder `out`.
 
+    A chooser that searches starts from the scores, and tries variants on the calibration text by
+    the criterion, if that judges trials, or else by divergence.
     The dense model is measured first, on `test`, which must not be the calibration `text`. The
     measures are kept in the checkpoint's prunekit.json. Raises InputError for anything a user can
     mend, with nothing written.
     """
     refuse_existing(Path(out))
-    judge = make_criterion(criterion, dict(options or {}))
+    choose_options = dict(choose_options or {})
+    judge = make_criterion(criterion, with_halves(criterion, dict(options or {}), unit))
     # Quantised weights may choose what goes; what is measured and cut is the model itself.
     whole: How = {**how, "quantize": None}
     loaded = open_model(model, **whole)
     # What can't be chosen is said now, and not after the walks.
-    choose(_blank(loaded), drop=drop, chooser=chooser, protect=protect)
+    target = count_of(loaded, drop, unit)
+    searching = needs_judge(chooser)
+    if searching:
+        check_request(
+            loaded.family.depth, drop, protect, None if unit == "layer" else target.savings
+        )
+    else:
+        choose(_blank(loaded, target), drop=drop, chooser=chooser, protect=protect, unit=unit,
+               options=choose_options)  # fmt: skip
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
@@ -78,7 +97,17 @@ def prune(
     if how.get("quantize"):
         loaded = open_model(model, **how)
     (scores,) = run(loaded, {criterion: judge}, calibrate, batch, seed, watch)
-    plan = choose(scores, drop=drop, chooser=chooser, protect=protect)
+    if searching:
+        by = judge if isinstance(judge, OfTrials) else make_criterion("divergence", {})
+        assert isinstance(by, OfTrials)
+        plan = search_for(
+            loaded, target, by, calibrate, chooser=chooser, options=choose_options,
+            protect=protect, scores=scores, batch=batch, seed=seed, watch=watch,
+        )  # fmt: skip
+    else:
+        plan = choose(
+            scores, drop=drop, chooser=chooser, protect=protect, unit=unit, options=choose_options
+        )
     checkpoint = loaded.checkpoint
     del loaded  # the cut opens the model anew, to check itself against it: hold it once
     made = open_model(cut(checkpoint, plan, out).folder, **whole)
@@ -87,7 +116,18 @@ def prune(
     return Pruned(made.checkpoint, scores, plan, dense, after, shared)
 
 
-def _blank(loaded: Loaded) -> Scores:
-    """Scores that prefer no layer to another."""
+def with_halves(criterion: str, options: dict[str, Any], unit: Kind) -> dict[str, Any]:
+    """A criterion's options, with halves scored where they are wanted."""
+    if unit != "layer" and "halves" in plugins.options(plugins.find("criteria", criterion)):
+        return {"halves": True, **options}
+    return options
+
+
+def _blank(loaded: Loaded, target: Target) -> Scores:
+    """Scores that prefer no unit to another."""
     base = base_of(loaded.checkpoint, loaded.family)
-    return Scores("none", {}, base, {1: [0.0] * base.layers})
+    halves: dict[str, list[float | None]] = {
+        half: [0.0 if (layer, half) in target.savings else None for layer in range(base.layers)]
+        for half in HALVES
+    }
+    return Scores("none", {}, base, {1: [0.0] * base.layers}, halves=halves)
