@@ -49,13 +49,15 @@ def test_links_and_tree_name_what_there_is() -> None:
         assert f"  {room}/ " in README, f"the tree in the README does not name {room}/"
 
 
-def test_private_criterion_of_the_contributing_page_runs(
+def test_private_criterion_of_the_docs_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llama: Path, words: tuple[Path, Path]
 ) -> None:
     from prunekit.verbs.score import score
 
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/add-a-criterion.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) < 20
     (tmp_path / "added.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     (scores,) = score(

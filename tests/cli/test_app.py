@@ -82,6 +82,54 @@ def test_each_arrow_is_a_file(run, tiny_llama, small) -> None:
     assert [result["layers"] for result in json.loads(out)] == [8, 6]
 
 
+def test_halves_from_scores_to_a_checkpoint(run, tiny_llama, small) -> None:
+    halves = ["--criterion", "cosine", "-O", "halves=true"]
+    assert run("score", tiny_llama, "-o", "scores.json", *small, *halves)[0] == 0
+    assert run("plan", "scores.json", "--drop", 3, "--unit", "half", "-o", "plan.yaml")[0] == 0
+    (edit,) = yaml.safe_load(Path("plan.yaml").read_text())["edits"]
+    code, _, err = run("cut", tiny_llama, "plan.yaml", "-o", "out")
+    assert code == 0
+    assert "without" in err
+    muted = json.loads(Path("out/prunekit.json").read_text())["muted"]
+    assert sum(len(layers) for layers in edit["mute"].values()) <= len(muted) == 3
+    code, out, _ = run("show", "plan.yaml")
+    assert code == 0
+    assert yaml.safe_load(out)["edits"] == [edit]
+
+
+def test_pairs_are_merged(run, tiny_llama, small, words) -> None:
+    code, _, err = run(
+        "prune", tiny_llama, "-o", "out", "--drop", 2, *small[:2], "--samples", 12, "--length", 32,
+        "--test", words[1], "--criterion", "manifold", "-O", "save=mka", "--choose", "pairs",
+    )  # fmt: skip
+    assert code == 0, err
+    story = json.loads(Path("out/prunekit.json").read_text())
+    assert sum(len(edit["layers"]) for edit in story["merged"]) == 2
+    pairs = json.loads(Path("mka/similarities.json").read_text())["pairs"]
+    folded = {layer: weight for edit in story["merged"]
+              for layer, weight in zip(edit["layers"], edit["weights"], strict=True)}  # fmt: skip
+    for pair in pairs:
+        if pair["layer"] in folded:
+            assert folded[pair["layer"]] == pytest.approx(pair["ratio"])
+
+
+def test_search_and_compare(run, tiny_llama, small, words) -> None:
+    quick = ["--choose-option", "generations=2", "--choose-option", "initial=4"]
+    code, _, err = run("search", tiny_llama, "-o", "plan.yaml", "--params", 0.85, *small, *quick)
+    assert code == 0, err
+    assert "variants tried" in err
+    assert run("cut", tiny_llama, "plan.yaml", "-o", "out")[0] == 0
+    asked = ["compare", tiny_llama, "--drop", "1,2", "--criteria", "cosine,perplexity", *small,
+             "--test", words[1], "--choosers", "block,lowest,greedy"]  # fmt: skip
+    code, out, err = run(*asked)
+    assert code == 0, err
+    assert "2 off" in out
+    assert "greedy" in out
+    code, out, _ = run(*asked, "--json")
+    assert code == 0
+    assert len(json.loads(out)["entries"]) == 2 * 5
+
+
 def test_plan_edited_by_hand_is_applied(run, tiny_llama, small) -> None:
     run("score", tiny_llama, "-o", "scores.json", *small)
     run("plan", "scores.json", "--drop", 2, "-o", "plan.yaml")
@@ -129,6 +177,53 @@ BAD = {
     "unknown dtype": ["prune", "LLAMA", "--drop", "1", "--dtype", "float23"],
     "unknown device": ["prune", "LLAMA", "--drop", "1", "--device", "tpu9"],
     "calibration is test": ["prune", "LLAMA", "--drop", "1", "--test", "stdlib/calibrate"],
+    "unknown walk": ["prune", "LLAMA", "--drop", "1", "--walk", "fast"],
+    "memory is no size": ["prune", "LLAMA", "--drop", "1", "--walk", "disk", "--memory", "much"],
+    "no scratch folder": [
+        "prune",
+        "LLAMA",
+        "--drop",
+        "1",
+        "--walk",
+        "disk",
+        "--memory",
+        "1KB",
+        "--samples",
+        "8",
+        "--length",
+        "32",
+        "--scratch",
+        "gone/nowhere",
+    ],
+    "unknown quantisation": ["prune", "LLAMA", "--drop", "1", "--quantize", "nf5"],
+    "quantised from disk": ["prune", "LLAMA", "--drop", "1", "--quantize", "nf4", "--walk", "disk"],
+    "gradients of quantised": [
+        "prune",
+        "LLAMA",
+        "--drop",
+        "1",
+        "--quantize",
+        "int8",
+        "--criterion",
+        "taylor",
+        "--samples",
+        "2",
+        "--length",
+        "16",
+    ],
+    "unknown unit": ["prune", "LLAMA", "--drop", "1", "--unit", "head"],
+    "halves of a block": ["prune", "LLAMA", "--drop", "1", "--unit", "mlp", "--choose", "block"],
+    "too many halves": ["prune", "LLAMA", "--drop", "17", "--unit", "half"],
+    "unknown chooser option": ["prune", "LLAMA", "--drop", "1", "--choose-option", "n=1"],
+    "search without a target": ["search", "LLAMA"],
+    "search for two targets": ["search", "LLAMA", "--drop", "1", "--params", "0.5"],
+    "search for nothing left": ["search", "LLAMA", "--params", "0.01"],
+    "compare too many": ["compare", "LLAMA", "--drop", "2,8"],
+    "compare no number": ["compare", "LLAMA", "--drop", "two"],
+    "compare the unknown": ["compare", "LLAMA", "--drop", "2", "--criteria", "cosin"],
+    "shards of no size": ["cut", "LLAMA", "PLAN", "--shard-size", "some"],
+    "linked shards of a size": ["cut", "LLAMA", "PLAN", "--shard-size", "1GB", "--link"],
+    "plan for other layers": ["cut", "LLAMA", "PLAN9"],
     "no such plan": ["cut", "LLAMA", "gone.yaml"],
     "plan is no plan": ["cut", "LLAMA", "SHORT"],
 }
@@ -138,9 +233,12 @@ BAD = {
 def test_bad_input_is_one_line_and_nothing_written(run, case, tiny_llama, tmp_path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "short.txt").write_text("w1 w2 w3")
-    places = {"LLAMA": tiny_llama, "EMPTY": "empty.txt", "SHORT": "short.txt"}
+    (tmp_path / "plan.yaml").write_text("edits: [{drop: [1]}]")
+    (tmp_path / "plan9.yaml").write_text("edits: [{mute: {mlp: [9]}}]")
+    places = {"LLAMA": tiny_llama, "EMPTY": "empty.txt", "SHORT": "short.txt", "PLAN": "plan.yaml",
+              "PLAN9": "plan9.yaml"}  # fmt: skip
     arguments = [places.get(word, word) for word in BAD[case]]
-    if case != "no such command":
+    if arguments[0] not in ("prun", "compare"):
         arguments += ["-o", "out"]
     before = sorted(tmp_path.iterdir())
     code, out, err = run(*arguments)

@@ -188,6 +188,8 @@ def load(
             raise InputError(f"no {what} {given!r}; there are: {', '.join(possible)}")
     place = _device(device)
     budget = parse_size(memory)
+    if scratch is not None and not Path(scratch).is_dir():
+        raise InputError(f"no folder {scratch!r} for states that don't fit into memory")
     family = Family.of(checkpoint.config)
     number = _dtype(checkpoint, dtype)
     if quantize:
