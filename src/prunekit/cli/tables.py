@@ -158,6 +158,11 @@ def anatomy_table(anatomy: "Anatomy") -> None:
     if anatomy.made_from:
         rows.append(["made from", anatomy.made_from])
         rows.append(["layers removed", layer_list(anatomy.dropped)])
+        for edit in anatomy.merged:
+            rows.append([f"folded into {edit['into']}", layer_list(edit["layers"])])
+        for half in ("attention", "mlp"):
+            if muted := [layer for layer, which in anatomy.muted if which == half]:
+                rows.append([f"layers without {half}", layer_list(muted)])
         for which, value in anatomy.perplexity.items():
             rows.append([f"perplexity, {which}", number(value)])
     print_table(anatomy.name, ["", ""], rows)

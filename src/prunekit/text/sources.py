@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunekit.errors import InputError
-from prunekit.text import files, stdlib
+from prunekit.text import files, mmlu, stdlib
 
 SHIPPED = tuple(f"stdlib/{part}" for part in stdlib.PARTS)
 JOIN = "\n\n"
 
 _FORMS = (
     f"a source is {', '.join(SHIPPED)}, a file or folder ({', '.join(files.SUFFIXES)}; "
-    "file.jsonl:column), or hub:org/name/subset/split:column"
+    "file.jsonl:column), hub:org/name/subset/split:column, or mmlu:FOLDER of MMLU's CSV files"
 )
 # A split may carry a slice, as in train[:10%]; its colon is not the one before the column.
 _HUB = re.compile(
@@ -48,8 +48,9 @@ def open_source(source: str) -> Documents:
     A source is the name of a part that ships with Python (`stdlib/train`, `stdlib/calibrate`,
     `stdlib/test`); a file or a folder of .txt (one document per file), .jsonl, .json, .csv and
     .parquet, with the column behind a colon if it is not `text` or the only one; or
-    `hub:org/name/subset/split:column`, where subset and column may be left out. Rows without
-    text are kept as empty documents. A path that exists wins over its reading with a column.
+    `hub:org/name/subset/split:column`, where subset and column may be left out; or `mmlu:FOLDER`,
+    MMLU's questions as prompts. Rows without text are kept as empty documents. A path that exists
+    wins over its reading with a column.
 
     Raises InputError if there is no such source, or if it cannot be read or holds no text.
     """
@@ -57,6 +58,8 @@ def open_source(source: str) -> Documents:
         texts = list(stdlib.documents(source.removeprefix("stdlib/")))
     elif source.startswith("hub:"):
         texts = _read_hub(source)
+    elif source.startswith("mmlu:") and not os.path.exists(source):
+        texts = list(mmlu.prompts(Path(source.removeprefix("mmlu:")).expanduser()))
     else:
         path, column = _split_path(source)
         texts = [text for file in _files(path) for text in files.read(file, column)]

@@ -14,7 +14,8 @@ from prunekit.surgery.drop import check_extra
 @dataclass(frozen=True)
 class Anatomy:
     """A model's parts. `halves` says, for each layer, whether its attention and its MLP can be told
-    apart. If prunekit made the checkpoint: from what, without which of its layers, and what
+    apart. If prunekit made the checkpoint: from what, without which of its layers, which of them
+    were folded into which, which halves are muted (in this model's own numbering), and what
     perplexity was measured then."""
 
     name: str
@@ -31,6 +32,8 @@ class Anatomy:
     digest: str
     made_from: str | None
     dropped: list[int]
+    merged: list[dict[str, Any]]
+    muted: list[tuple[int, str]]
     perplexity: dict[str, float]
 
 
@@ -67,6 +70,8 @@ def _story(checkpoint: Checkpoint) -> dict[str, Any]:
         return {
             "made_from": str(story["base"]["name"]) if story else None,
             "dropped": [int(layer) for layer in story.get("dropped", [])],
+            "merged": [dict(edit) for edit in story.get("merged", [])],
+            "muted": [(int(layer), str(half)) for layer, half in story.get("muted", [])],
             "perplexity": {
                 which: float(result["perplexity"]["perplexity"])
                 for which, result in story.get("measures", {}).items()
