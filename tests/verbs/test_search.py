@@ -135,7 +135,7 @@ def test_compare(loaded: Loaded, words: tuple[Path, Path]) -> None:
         (*method, drop)
         for drop in (1, 2)
         for method in [("cosine", "block"), ("cosine", "lowest"), ("magnitude", "lowest"),
-                       ("perplexity", "lowest"), ("perplexity", "greedy"), ("random", "lowest")]
+                       ("perplexity", "lowest"), ("divergence", "greedy"), ("random", "lowest")]
     }  # fmt: skip
     for entry in found.entries:
         assert len(entry.gone) == entry.drop

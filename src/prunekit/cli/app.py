@@ -45,6 +45,7 @@ ChooseOptions = Annotated[
     list[str] | None,
     typer.Option("--choose-option", metavar="NAME=VALUE", help="An option of the chooser."),
 ]
+By = Annotated[str, typer.Option(help="What judges a search: divergence or perplexity.")]
 Unit = Annotated[
     str, typer.Option(metavar="layer|attention|mlp|half", help="What goes; halves are muted.")
 ]
@@ -240,7 +241,7 @@ def search(
     kv_cache: Annotated[float | None, typer.Option(help="Keep 0.75 of the cache.")] = None,
     choose: Choose = "evolve",
     choose_option: ChooseOptions = None,
-    by: Annotated[str, typer.Option(help="What judges: divergence or perplexity.")] = "divergence",
+    by: By = "divergence",
     scores: Annotated[
         Path | None, typer.Option(metavar="SCORES", help="Where to start: written by `score -o`.")
     ] = None,
@@ -402,6 +403,7 @@ def compare(
     drop: Annotated[str, typer.Option(metavar="2,4,6", help="How many layers (or halves) go.")],
     criteria: Annotated[str, typer.Option(metavar="all|NAME,...")] = "all",
     choosers: Annotated[str, typer.Option(metavar="NAME,...")] = "block,lowest,greedy,evolve",
+    by: By = "divergence",
     option: Options = None,
     unit: Unit = "layer",
     protect: Protect = "",
@@ -424,7 +426,7 @@ def compare(
 
     compared = compare(
         model, drop=_integers(drop), criteria=criteria if criteria == "all" else _words(criteria),
-        choosers=_words(choosers), options=_options(option), unit=_unit(unit),
+        choosers=_words(choosers), by=by, options=_options(option), unit=_unit(unit),
         protect=_integers(protect), text=text, samples=samples, test=test,
         test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
         device=device, walk=walk, memory=memory, scratch=scratch, watch=bar,

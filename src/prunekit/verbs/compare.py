@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Unpack
 
 from prunekit import plugins
-from prunekit.criteria._criterion import Criterion, OfTrials
+from prunekit.criteria._criterion import Criterion
 from prunekit.errors import InputError
 from prunekit.measures.perplexity import LARGEST
 from prunekit.model.load import How, Loaded
@@ -30,7 +30,7 @@ from prunekit.verbs.score import (
     pack_to_calibrate,
     run,
 )
-from prunekit.verbs.search import count_of, search_for
+from prunekit.verbs.search import count_of, search_for, trial_judge
 from prunekit.verbs.watch import Watch, unwatched
 
 CONTROL = "random"
@@ -76,6 +76,7 @@ def compare(
     drop: Sequence[int],
     criteria: str | Sequence[str] = "all",
     choosers: Sequence[str] = ("block", "lowest", "greedy", "evolve"),
+    by: str = "divergence",
     options: Mapping[str, Any] | None = None,
     unit: Kind = "layer",
     protect: Sequence[int] = (),
@@ -91,11 +92,12 @@ def compare(
 ) -> Comparison:
     """Choose by every criterion and chooser that go together, and measure all choices in one walk.
 
-    `criteria` are names, or `all` that the installation has. Choosers that search start from the
-    scores by `cosine`, or by the first criterion, and judge by those criteria that judge trials.
-    `random` is the control, and always there. Raises InputError for anything a user can mend.
+    `criteria` are names, or `all` that the installation has. Choosers that search judge `by` a
+    criterion that can, and start from the scores by `cosine`, or by the first criterion. `random`
+    is the control, and always there. Raises InputError for anything a user can mend.
     """
     names = _criteria(criteria)
+    judge = trial_judge(by)
     shared = dict(options or {})
     judges: dict[str, Criterion] = {}
     for name in names:
@@ -115,22 +117,18 @@ def compare(
     scores, seconds = _scores(loaded, judges, calibrate, batch, seed, watch)
     found: list[tuple[str, str, int, Variant, float]] = []
     for chooser in choosers:
-        for name in names:
+        for amount in drop:
             if needs_judge(chooser):
-                judge = judges[name]
-                if not isinstance(judge, OfTrials):
-                    continue
-                start = scores.get("cosine", scores[names[0]])
-                for amount in drop:
-                    begin = time.perf_counter()
-                    plan = search_for(
-                        loaded, count_of(loaded, amount, unit), judge, calibrate, chooser=chooser,
-                        protect=protect, scores=start, batch=batch, seed=seed, watch=watch,
-                    )  # fmt: skip
-                    taken = time.perf_counter() - begin
-                    found.append((name, chooser, amount, plan.variant, taken))
-            elif _goes(scores[name], chooser, unit):
-                for amount in drop:
+                begin = time.perf_counter()
+                plan = search_for(
+                    loaded, count_of(loaded, amount, unit), judge, calibrate, chooser=chooser,
+                    protect=protect, scores=scores.get("cosine", scores[names[0]]), batch=batch,
+                    seed=seed, watch=watch,
+                )  # fmt: skip
+                found.append((by, chooser, amount, plan.variant, time.perf_counter() - begin))
+                continue
+            for name in names:
+                if _goes(scores[name], chooser, unit):
                     plan = choose(
                         scores[name], drop=amount, chooser=chooser, protect=protect, unit=unit
                     )

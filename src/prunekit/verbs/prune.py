@@ -27,7 +27,7 @@ from prunekit.verbs.score import (
     pack_to_calibrate,
     run,
 )
-from prunekit.verbs.search import count_of, search_for
+from prunekit.verbs.search import count_of, search_for, trial_judge
 from prunekit.verbs.watch import Watch, unwatched
 
 
@@ -98,8 +98,7 @@ def prune(
         loaded = open_model(model, **how)
     (scores,) = run(loaded, {criterion: judge}, calibrate, batch, seed, watch)
     if searching:
-        by = judge if isinstance(judge, OfTrials) else make_criterion("divergence", {})
-        assert isinstance(by, OfTrials)
+        by = judge if isinstance(judge, OfTrials) else trial_judge("divergence")
         plan = search_for(
             loaded, target, by, calibrate, chooser=chooser, options=choose_options,
             protect=protect, scores=scores, batch=batch, seed=seed, watch=watch,

@@ -62,9 +62,7 @@ def search(
     `speed` counts them, as `prunekit.load` skips them. `by` is the criterion that judges; `scores`
     give some choosers a start. Raises InputError for anything a user can mend.
     """
-    judge = make_criterion(by, {})
-    if not isinstance(judge, OfTrials):
-        raise InputError(f"criterion {by!r} can't judge trials; 'divergence' and 'perplexity' can")
+    judge = trial_judge(by)
     wanted = {"drop": drop, "params": params, "bytes": bytes, "speed": speed, "kv_cache": kv_cache}
     given = [name for name, value in wanted.items() if value is not None]
     if len(given) != 1:
@@ -123,6 +121,16 @@ def search_for(
         losses, target, base=base_of(loaded.checkpoint, loaded.family), chooser=chooser,
         protect=protect, options=dict(options or {}), scores=scores, text=text.describe(),
     )  # fmt: skip
+
+
+def trial_judge(name: str) -> OfTrials:
+    """The criterion of a name. Raises InputError if it does not judge trials."""
+    judge = make_criterion(name, {})
+    if not isinstance(judge, OfTrials):
+        raise InputError(
+            f"criterion {name!r} can't judge trials; 'divergence' and 'perplexity' can"
+        )
+    return judge
 
 
 def count_of(loaded: Loaded, drop: int, unit: Kind) -> Target:
