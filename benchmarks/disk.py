@@ -1,7 +1,7 @@
 """Walking a model from disk: how much slower than in memory, and how little memory it takes.
 
     python benchmarks/disk.py speed CHECKPOINT [--length 2048] [--batch 1] [--turns 3]
-    python benchmarks/disk.py memory CHECKPOINT... [--length 512] [--samples 2]
+    python benchmarks/disk.py memory CHECKPOINT... [--length 512] [--samples 2] [--criteria ...]
 
 speed: the decoder of a plain transformers model in memory, without its head, against our walk in
 memory and from disk (file cache warm), on the same tokens. Prediction: a layer of P weights costs
@@ -10,7 +10,7 @@ computes; so with T tokens a pass, reading shows only where T < matrix rate / re
 bytes/s), and it takes some of a core from the arithmetic where cores are few.
 
 memory: the peak (VmHWM, mapped pages counted) of a fresh process that scores each checkpoint from
-disk with all cosine criteria. Prediction: an idle process, rows of the embedding that the text
+disk by some criteria. Prediction: an idle process, rows of the embedding that the text
 uses, two layers, and states; a model of twice the layers adds states of all depths where criteria
 hold them, and nothing else.
 """
@@ -42,7 +42,7 @@ idle = peak()
 samples, length = int(sys.argv[2]), int(sys.argv[3])
 begin = time.perf_counter()
 scores = prunekit.score(
-    Path(sys.argv[1]), criterion=["angular", "cosine"], options={"tokens": sys.argv[4]},
+    Path(sys.argv[1]), criterion=sys.argv[5].split(","), options={"tokens": sys.argv[4]},
     samples=samples, length=length, walk="disk", batch=1,
 )
 print(idle, peak(), time.perf_counter() - begin, scores[0].context["walk"], sep="|")
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--criteria", default="angular,cosine", help="two or more")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
         for folder in asked.checkpoints:
             speed(folder, asked)
     else:
-        memory(asked.checkpoints, asked.samples, asked.length)
+        memory(asked.checkpoints, asked.samples, asked.length, asked.criteria)
 
 
 def speed(folder: Path, asked: argparse.Namespace) -> None:
@@ -106,13 +107,14 @@ def speed(folder: Path, asked: argparse.Namespace) -> None:
     print(table(["way", "median s", "slowest / fastest", "ratio"], rows))
 
 
-def memory(folders: list[Path], samples: int, length: int) -> None:
+def memory(folders: list[Path], samples: int, length: int, criteria: str) -> None:
     rows = []
     for folder in folders:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**30
         for tokens in ("last", "all"):
             result = subprocess.run(
-                [sys.executable, "-c", PEAK, str(folder), str(samples), str(length), tokens],
+                [sys.executable, "-c", PEAK, str(folder), str(samples), str(length), tokens,
+                 criteria],
                 check=True, capture_output=True, text=True, env={**os.environ},
             )  # fmt: skip
             idle, peak, seconds, way = result.stdout.strip().splitlines()[-1].split("|")
@@ -120,7 +122,7 @@ def memory(folders: list[Path], samples: int, length: int) -> None:
                 folder.name, f"{size:.2f}", tokens, f"{float(idle):.0f}", f"{float(peak):.0f}",
                 f"{float(seconds):.0f}", way,
             ])  # fmt: skip
-    print(f"{samples} samples x {length} tokens, angular and cosine, every block length\n")
+    print(f"{samples} samples x {length} tokens, {criteria}\n")
     heads = ["checkpoint", "GiB", "tokens", "idle MiB", "peak MiB", "s", "walk"]
     print(table(heads, rows))
 

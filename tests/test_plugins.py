@@ -93,7 +93,7 @@ def test_an_unknown_option_is_answered_with_the_nearest_or_all() -> None:
         plugins.make("criteria", "angular", {"token": "last"})
     said = "criterion 'angular' has no option 'token'; did you mean 'tokens'?"
     assert str(caught.value) == said
-    with pytest.raises(InputError, match="no option 'zzz'; there are: tokens"):
+    with pytest.raises(InputError, match="no option 'zzz'; there are: halves, tokens"):
         plugins.make("criteria", "angular", {"zzz": "last"})
     with pytest.raises(InputError, match="chooser 'block' has no options, 'size' was given"):
         plugins.make("plan.choosers", "block", {"size": 2})
@@ -107,7 +107,8 @@ def test_options_are_the_fields_with_their_defaults(mine: str) -> None:
         "many": None,
         "strict": False,
     }
-    assert plugins.options(plugins.find("criteria", "angular")) == {"tokens": "last"}
+    angular = {"halves": False, "tokens": "last"}
+    assert plugins.options(plugins.find("criteria", "angular")) == angular
 
 
 def test_text_is_converted_to_the_type_of_the_option(mine: str) -> None:
