@@ -176,7 +176,7 @@ def test_a_file_that_ends_early_while_walking(tmp_path: Path) -> None:
 
 def test_a_scratch_folder_that_can_not_be_used(tiny_llama: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
-    with pytest.raises(InputError, match="no folder .*absent"):
+    with pytest.raises(InputError, match=r"no folder .*absent"):
         load(checkpoint, walk="disk", scratch=str(tmp_path / "absent"))
     loaded = load(checkpoint, walk="disk", memory="1KB", scratch="/proc")
     assert loaded.layers
