@@ -57,7 +57,7 @@ TextSource = Annotated[
     typer.Option(
         "--text", metavar="SOURCE",
         help="A file or folder (.txt .jsonl .json .csv .parquet; file.jsonl:column), "
-        "hub:name/subset/split:column, or stdlib/train|calibrate|test.",
+        "hub:name/subset/split:column, mmlu:FOLDER, or stdlib/train|calibrate|test.",
     ),
 ]  # fmt: skip
 Samples = Annotated[
@@ -239,7 +239,7 @@ def search(
         str | None, typer.Option(metavar="1.3x", help="By times measured here; layers and halves.")
     ] = None,
     kv_cache: Annotated[float | None, typer.Option(help="Keep 0.75 of the cache.")] = None,
-    choose: Choose = "evolve",
+    choose: Annotated[str, typer.Option(help="evolve, greedy or a path ./mine.py.")] = "evolve",
     choose_option: ChooseOptions = None,
     by: By = "divergence",
     scores: Annotated[
@@ -454,7 +454,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|m
     else:
         raise InputError(f"nothing called {what!r} to list{nearest(what, [*rooms, 'edits'])}")
     for name, line in found.items():
-        print(f"{name:12} {line}")
+        print(f"{name:16} {line}")
 
 
 def main() -> None:
