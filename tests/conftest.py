@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+# A busy machine is slow, not wrong.
+settings.register_profile("prunekit", deadline=None)
+settings.load_profile("prunekit")
 torch.set_num_threads(1)
 
 
