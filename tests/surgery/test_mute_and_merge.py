@@ -1,5 +1,6 @@
 """Muted halves are zeros that any transformers opens; merges change weights, by the formula."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def test_a_half_that_is_not_zero_is_computed(tmp_path: Path) -> None:
         shutil.copyfile(file, cut.folder / file.name)
     model = load(Checkpoint.open(cut.folder)).model
     assert not any(isinstance(module, _Silent) for module in model.modules())
+
+
+@pytest.mark.parametrize("muted", ["all", [[9, "mlp"]], [[1, "head"]], [["x", "mlp"]], [1]])
+def test_a_broken_story_of_what_was_muted(muted: object, tmp_path: Path) -> None:
+    cut = made(saved("llama", tmp_path / "base"), tmp_path / "out", MUTE)
+    file = cut.folder / "prunekit.json"
+    file.write_text(json.dumps({**cut.story, "muted": muted}))
+    with pytest.raises(InputError, match="mend or remove it"):
+        load(Checkpoint.open(cut.folder))
 
 
 def test_muting_again_and_cutting_on_keeps_what_was_muted(tmp_path: Path) -> None:

@@ -293,8 +293,8 @@ def cut(
     link: Link = False,
 ) -> None:
     """Apply a plan: a new checkpoint that plain transformers opens. The input is never touched."""
-    # All that is imported stays: to look for garbage in it, now and at the end, takes as long as
-    # to write gigabytes.
+    # All that is imported stays: to look for garbage in it, now and at the end, takes more than a
+    # second, a quarter of the start.
     gc.disable()
     from prunekit.model.family import Family
     from prunekit.verbs.cut import cut

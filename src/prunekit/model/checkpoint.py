@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import InputError
 from prunekit.model.tensors import Tensor, read_header
+from prunekit.model.units import HALVES, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -138,6 +139,18 @@ class Checkpoint:
         """What prunekit wrote about this checkpoint when it made it; empty for any other."""
         file = self.folder / STORY
         return _read_object(file) if file.is_file() else {}
+
+    @property
+    def muted(self) -> list[Unit]:
+        """The halves that prunekit muted in it, in its own numbering.
+
+        Raises InputError if its story is broken there.
+        """
+        try:
+            units = [(int(layer), half) for layer, half in self.story.get("muted", [])]
+            return [(layer, HALVES[HALVES.index(half)]) for layer, half in units]
+        except (TypeError, ValueError):
+            raise InputError(f"{self.folder / STORY}: broken; mend or remove it") from None
 
     @property
     def beside(self) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from prunekit.errors import InputError
-from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.memory import Scratch, free_memory, parse_size
 from prunekit.model.mute import Halves
@@ -217,9 +217,14 @@ def _leave_zeros_out(checkpoint: Checkpoint, family: Family, model: PreTrainedMo
     Attention layers whose kind no earlier layer has are computed all the same: transformers reads
     off them how long its cache is.
     """
-    muted = checkpoint.story.get("muted", [])
+    muted = checkpoint.muted
     if not muted:
         return
+    if not all(0 <= index < family.depth for index, _ in muted):
+        raise InputError(
+            f"{checkpoint.folder / STORY}: mutes layers that the model does not have; mend or "
+            "remove it"
+        )
     layers = family.layers(model)
     halves = Halves(family)
     kinds = getattr(family.config.get_text_config(decoder=True), "layer_types", None)

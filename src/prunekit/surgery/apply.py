@@ -82,8 +82,8 @@ def _story(checkpoint: Checkpoint, plan: Plan, keep: Sequence[int]) -> dict[str,
     `muted` counts layers as this checkpoint does, all else as its base; halves muted in the base
     stay muted.
     """
-    before = [(layer, half) for layer, half in checkpoint.story.get("muted", []) if layer in keep]
-    muted = sorted({*map(tuple, before), *plan.muted})
+    before = [(layer, half) for layer, half in checkpoint.muted if layer in keep]
+    muted = sorted({*before, *plan.muted})
     return {
         "prunekit": importlib.metadata.version("prunekit"),
         "base": {"name": checkpoint.name, "digest": checkpoint.digest},

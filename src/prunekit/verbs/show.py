@@ -8,6 +8,7 @@ from prunekit.errors import InputError
 from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.names import disk_prefix
+from prunekit.model.units import Unit
 from prunekit.surgery.drop import check_extra
 
 
@@ -33,7 +34,7 @@ class Anatomy:
     made_from: str | None
     dropped: list[int]
     merged: list[dict[str, Any]]
-    muted: list[tuple[int, str]]
+    muted: list[Unit]
     perplexity: dict[str, float]
 
 
@@ -71,7 +72,7 @@ def _story(checkpoint: Checkpoint) -> dict[str, Any]:
             "made_from": str(story["base"]["name"]) if story else None,
             "dropped": [int(layer) for layer in story.get("dropped", [])],
             "merged": [dict(edit) for edit in story.get("merged", [])],
-            "muted": [(int(layer), str(half)) for layer, half in story.get("muted", [])],
+            "muted": checkpoint.muted,
             "perplexity": {
                 which: float(result["perplexity"]["perplexity"])
                 for which, result in story.get("measures", {}).items()
