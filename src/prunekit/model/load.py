@@ -3,7 +3,7 @@
 import logging
 import platform
 import tempfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from prunekit.model.mute import Halves
 from prunekit.model.ranks import local_rank, on_this_machine, ranks
 from prunekit.model.stream import TORCH, LayersOnDisk, align, without_bars
 from prunekit.model.units import Variant
-from prunekit.model.walk import Observer, in_turn, walk_variants
+from prunekit.model.walk import Call, Observer, calls, in_turn, walk_variants
 from prunekit.model.walk_back import GradientObserver, walk_back
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -121,6 +121,14 @@ class Loaded:
                 keep=scratch.keep if scratch else None,
             )  # fmt: skip
         return "from disk, states in a scratch file" if spill else "from disk"
+
+    def calls(
+        self, batches: Sequence[Tensor], wanted: Container[int], end: int, *, bare: bool = False
+    ) -> list[dict[int, Call]]:
+        """What the `wanted` layers are called with and give, layers from `end` on left out; see
+        `calls`."""
+        places = self.family.layers(self.model)
+        return calls(self.model, places, batches, wanted, end, source=self.layers, bare=bare)
 
     def each_layer(self) -> Generator[nn.Module]:
         """Every decoder layer in turn, whole until the next is asked for."""

@@ -8,8 +8,17 @@ the states are those of transformers bit for bit, the code that prepares a layer
 transformers' own, and any number of batches can stand side by side before the same layer.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -135,6 +144,71 @@ def walk_variants(
                     for watcher in observers:
                         if watcher.wants_logits and logits is not None:
                             watcher.see_logits(number, forward.tokens, logits)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer was called with on one batch, and the state that it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaving: Tensor
+
+    @property
+    def entering(self) -> Tensor:
+        return self.args[0] if self.args else self.kwargs["hidden_states"]
+
+    def given(self, entering: Tensor) -> "Call":
+        """The same call with another state."""
+        if self.args:
+            return replace(self, args=(entering, *self.args[1:]))
+        return replace(self, kwargs={**self.kwargs, "hidden_states": entering})
+
+    def of(self, layer: nn.Module) -> Tensor:
+        """The state that another layer in its place gives."""
+        output = layer(*self.args, **self.kwargs)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+def calls(
+    model: PreTrainedModel,
+    layers: nn.ModuleList,
+    batches: Sequence[Tensor],
+    wanted: Container[int],
+    end: int,
+    *,
+    source: Source | None = None,
+    bare: bool = False,
+) -> list[dict[int, Call]]:
+    """Run layers 0 to `end` - 1 on the batches, side by side, and no further; for each batch the
+    calls of the `wanted` ones.
+
+    `bare` calls have wrong states, and all else right: but for the first, no layer is run. Raises InputError if a state is not finite, or if layers hand more than a state to later ones.
+    """
+    found: list[dict[int, Call]] = [{} for _ in batches]
+    device = next(weight.device for weight in model.parameters() if not weight.is_meta)
+    with torch.no_grad(), stand_ins(layers) as real:
+        forwards = [Forward(model, tokens.to(device)) for tokens in batches]
+        order = range(1 if bare else end)
+        with closing(source.in_turn(order) if source else in_turn(real, order)) as coming:
+            for index in range(end):
+                layer = next(coming) if index in order else None
+                for number, forward in enumerate(forwards):
+                    forward.advance(index)
+                    if not forward.repeatable:
+                        raise InputError(
+                            f"model type {model.config.model_type!r}: its layers can't be run "
+                            "alone, as they share keys and values"
+                        )
+                    forward.run(index, layer)
+                    if layer is None:
+                        forward.hand_on(forward.entering)
+                    if index in wanted:
+                        found[number][index] = Call(*forward.call[1:], forward.state)
+        for number, forward in enumerate(forwards):
+            forward.check_finite(number)
+            forward.finish(head=False)
+    return found
 
 
 def _step(

@@ -7,14 +7,13 @@ gradients are in memory, beside the states. Gradients are those of a whole backw
 
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunekit.errors import InputError
-from prunekit.model.walk import Forward, Keep, Source, in_turn, kept_embeddings, stand_ins
+from prunekit.model.walk import Call, Forward, Keep, Source, in_turn, kept_embeddings, stand_ins
 
 
 class GradientObserver:
@@ -42,7 +41,7 @@ def walk_back(
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
     order = range(len(layers))
     with kept_embeddings(model, keep), stand_ins(layers) as real:
-        calls: list[list[Any]] = []
+        calls: list[list[Call]] = []
         with torch.no_grad():
             forwards = [Forward(model, tokens.to(device), keep=keep) for tokens in batches]
             with closing(source.in_turn(order) if source else in_turn(real, order)) as coming:
@@ -55,7 +54,7 @@ def walk_back(
                                 "layer by layer, as layers share keys and values"
                             )
                         forward.run(index, layer)
-                    calls.append([forward.call[1:] for forward in forwards])
+                    calls.append([Call(*forward.call[1:], forward.state) for forward in forwards])
         gradients = [_of_the_head(forward, number) for number, forward in enumerate(forwards)]
         del forwards
         back = order[::-1]
@@ -64,8 +63,7 @@ def walk_back(
                 layer.requires_grad_(True)
                 given = calls.pop()
                 for number, gradient in enumerate(gradients):
-                    args, kwargs = given[number]
-                    gradients[number] = _through(layer, args, kwargs, gradient)
+                    gradients[number] = _through(layer, given[number], gradient)
                 for observer in observers:
                     observer.see_gradients(index, layer)
                 layer.zero_grad(set_to_none=True)
@@ -90,18 +88,10 @@ def _of_the_head(forward: Forward, number: int) -> Tensor:
     return state.grad
 
 
-def _through(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], gradient: Tensor
-) -> Tensor:
+def _through(layer: nn.Module, call: Call, gradient: Tensor) -> Tensor:
     """The gradient by the state entering a layer, from that by the state leaving it."""
     with torch.enable_grad():
-        entering = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
-        if args:
-            args = (entering, *args[1:])
-        else:
-            kwargs = {**kwargs, "hidden_states": entering}
-        output = layer(*args, **kwargs)
-        leaving = output if isinstance(output, Tensor) else output[0]
-        leaving.backward(gradient)
+        entering = call.entering.detach().requires_grad_()
+        call.given(entering).of(layer).backward(gradient)
     assert entering.grad is not None
     return entering.grad

@@ -14,10 +14,9 @@ from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import NORM, Family
 from prunekit.model.names import disk_prefix
-from prunekit.model.stream import TORCH
 from prunekit.model.tensors import Tensor
 from prunekit.plan.plan import Merge
-from prunekit.surgery.write import Part
+from prunekit.surgery.write import Part, bytes_of, read_tensor
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 
@@ -84,17 +83,7 @@ def _check_alike(
 
 
 def _fold(into: Tensor, others: Sequence[Tensor], weights: Sequence[float]) -> bytes:
-    result = _read(into)
-    dtype = result.dtype
+    result = read_tensor(into)
     for other, weight in zip(others, weights, strict=True):
-        result = mean(result, _read(other), weight)
-    return result.to(dtype).view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _read(tensor: Tensor) -> torch.Tensor:
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.offset)
-        raw = bytearray(stream.read(tensor.bytes))
-    if len(raw) < tensor.bytes:
-        raise InputError(f"{tensor.file}: ended early while {tensor.name!r} was read")
-    return torch.frombuffer(raw, dtype=TORCH[tensor.dtype]).view(tensor.shape)
+        result = mean(result, read_tensor(other), weight)
+    return bytes_of(result, into.dtype)

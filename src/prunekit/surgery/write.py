@@ -12,8 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import INDEX
+from prunekit.model.stream import TORCH
 from prunekit.model.tensors import Tensor, read_header
 
 COPY = 64 * 2**20  # bytes copied by one system call: progress and interrupts get their turn
@@ -76,9 +79,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def refuse_existing(out: Path) -> None:
@@ -154,6 +158,22 @@ def write_file(file: Path, parts: Sequence[Part]) -> None:
         _write(target.fileno(), len(raw).to_bytes(8, "little") + raw)
         for part in parts:
             _put(part, target.fileno())
+
+
+def read_tensor(tensor: Tensor) -> torch.Tensor:
+    """A tensor of the input, decoded. Raises InputError if its file ends early."""
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        raw = bytearray(stream.read(tensor.bytes))
+    if len(raw) < tensor.bytes:
+        raise InputError(f"{tensor.file}: ended early while {tensor.name!r} was read")
+    return torch.frombuffer(raw, dtype=TORCH[tensor.dtype]).view(tensor.shape)
+
+
+def bytes_of(tensor: torch.Tensor, dtype: str) -> bytes:
+    """A tensor's bytes in a dtype of safetensors."""
+    stored = tensor.detach().to("cpu", TORCH[dtype]).contiguous()
+    return stored.view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _whole_file(shard: Sequence[Part]) -> Path | None:

@@ -19,7 +19,7 @@ from prunekit.model.walk import Observer
 from prunekit.plan.choose import check_request, choose, needs_judge
 from prunekit.plan.scores import Kind, Scores
 from prunekit.text.packing import Text, check_disjoint
-from prunekit.verbs.evaluate import TEST, calibrated_on
+from prunekit.verbs.evaluate import TEST, refuse_seen
 from prunekit.verbs.prune import with_halves
 from prunekit.verbs.score import (
     CALIBRATE,
@@ -110,10 +110,7 @@ def compare(
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     check_disjoint(calibrate, unseen)
-    if unseen.digest in calibrated_on(loaded.checkpoint):
-        raise InputError(
-            f"{loaded.checkpoint.name} was calibrated on {test!r}; give another --test"
-        )
+    refuse_seen(loaded.checkpoint, unseen)
     scores, seconds = _scores(loaded, judges, calibrate, batch, seed, watch)
     found: list[tuple[str, str, int, Variant, float]] = []
     for chooser in choosers:

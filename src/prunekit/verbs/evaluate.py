@@ -8,7 +8,8 @@ from typing import Any, Unpack
 from prunekit.errors import InputError
 from prunekit.measures.latency import Decode, decode_speed
 from prunekit.measures.perplexity import Perplexity, perplexity
-from prunekit.model.checkpoint import STORY, Checkpoint
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.lineage import texts_seen
 from prunekit.model.load import How, Loaded
 from prunekit.plugins import names, nearest
 from prunekit.text.packing import Text
@@ -73,39 +74,24 @@ def evaluate(
 
 
 def measure_perplexity(loaded: Loaded, text: Text, batch: int | None, watch: Watch) -> Perplexity:
-    """Perplexity on a text that none of the model's cuts was calibrated on.
+    """Perplexity on a text that the model was neither cut by nor healed with.
 
-    Raises InputError if one was.
+    Raises InputError if it was.
     """
-    if text.digest in calibrated_on(loaded.checkpoint):
-        raise InputError(
-            f"{loaded.checkpoint.name} was calibrated on {text.source!r}; "
-            "measure on a text that it has not seen"
-        )
+    refuse_seen(loaded.checkpoint, text)
     size = batch_size(batch, text.length)
     steps = loaded.family.depth * -(-len(text.tokens) // size)
     with watch(f"perplexity of {loaded.checkpoint.name}{loaded.where}", steps) as observer:
         return perplexity(loaded, text, batch=size, observers=[observer])
 
 
-def calibrated_on(checkpoint: Checkpoint) -> set[str]:
-    """Digests of the texts that any cut in the checkpoint's history was calibrated on.
-
-    Raises InputError if that history can't be read: then it can't be told what the model has seen.
-    """
-    digests: set[str] = set()
-    story: dict[str, Any] | None = checkpoint.story
-    try:
-        while story:
-            if text := story["calibration_text"]:
-                digests.add(text["digest"])
-            story = story["before"]
-    except (KeyError, TypeError):
+def refuse_seen(checkpoint: Checkpoint, text: Text) -> None:
+    """Raises InputError if a model was calibrated on or healed with this text."""
+    if text.digest in texts_seen(checkpoint):
         raise InputError(
-            f"{checkpoint.folder / STORY}: broken, so it can't be told on which texts the model "
-            "was calibrated; mend or remove it"
-        ) from None
-    return digests
+            f"{checkpoint.name} was calibrated on {text.source!r}, or healed with it; "
+            "measure on a text that it has not seen"
+        )
 
 
 def facts(loaded: Loaded) -> dict[str, Any]:

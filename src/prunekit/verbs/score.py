@@ -165,15 +165,23 @@ def pack_for(
 
     Raises InputError if `length` is more than the model's positions.
     """
-    most = getattr(loaded.checkpoint.config.get_text_config(), "max_position_embeddings", None)
-    if length is None:
-        length = min(LENGTH, most) if isinstance(most, int) and most > 0 else LENGTH
-    elif isinstance(most, int) and length > most > 0:
-        raise InputError(f"length {length}: {loaded.checkpoint.name} takes at most {most} tokens")
     return load_text(
-        source, loaded.checkpoint.tokenizer, length=length, samples=samples, seed=seed,
-        at_most=at_most,
+        source, loaded.checkpoint.tokenizer, length=sample_length(loaded.checkpoint, length),
+        samples=samples, seed=seed, at_most=at_most,
     )  # fmt: skip
+
+
+def sample_length(checkpoint: Checkpoint, length: int | None, usual: int = LENGTH) -> int:
+    """Tokens per sample: as asked for, else the usual, or as many as the model takes.
+
+    Raises InputError if `length` is more than the model's positions.
+    """
+    most = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    if length is None:
+        return min(usual, most) if isinstance(most, int) and most > 0 else usual
+    if isinstance(most, int) and length > most > 0:
+        raise InputError(f"length {length}: {checkpoint.name} takes at most {most} tokens")
+    return length
 
 
 def batch_size(batch: int | None, length: int) -> int:

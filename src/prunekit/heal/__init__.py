@@ -1,0 +1,1 @@
+"""Repairs a pruned model by training: whatever has an optimiser."""

@@ -1,0 +1,157 @@
+"""What a training step runs on: one process, or several that share the batch or the weights.
+
+accelerate finds devices and processes and wraps what is trained for data-parallel training; torch's
+`fully_shard` (FSDP2) shards the weights. Processes are started by torchrun or `accelerate launch`.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from prunekit.errors import InputError
+from prunekit.heal.student import Task
+from prunekit.heal.zeros import Zeros
+from prunekit.model.ranks import ranks
+
+SHARDS = ("none", "fsdp")
+
+
+class Engine:
+    """Runs a task's steps. `trained` are the parameters that the optimiser moves, by name."""
+
+    def __init__(
+        self, *, device: str, shard: str = "none", processes: int | None = None,
+        track: str | None = None, folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        from accelerate import Accelerator
+
+        if shard not in SHARDS:
+            raise InputError(f"no way to shard called {shard!r}; there are: {', '.join(SHARDS)}")
+        cpu = torch.device(device).type == "cpu"
+        if cpu:
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        self.accelerator = Accelerator(cpu=cpu, log_with=track, project_dir=folder)
+        found = self.accelerator.num_processes
+        wanted = ranks() if processes is None else processes
+        if found != wanted or found != ranks():
+            raise InputError(
+                f"{wanted} processes were asked for and {found} came up; start them with "
+                f"`torchrun --nproc-per-node {wanted} -m prunekit ...`"
+            )
+        if shard != "none" and found == 1:
+            raise InputError(f"--shard {shard} shares a model among processes; there is one")
+        self.shard = shard
+        self.ranks = found
+        self.rank = self.accelerator.process_index
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def prepare(
+        self, task: Task, layers: Iterable[nn.Module], muted: Iterable[nn.Parameter]
+    ) -> nn.Module:
+        """The task as it is called in training; afterwards `trained` and `zeros` are known."""
+        task.to(self.device)
+        names = {weight: name for name, weight in task.named_parameters()}
+        muted_names = {names[weight] for weight in muted if weight in names}
+        wrapped: nn.Module = task
+        if self.shard == "fsdp":
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.type, (self.ranks,))
+            for layer in layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(task, mesh=mesh)
+        elif self.ranks > 1:
+            wrapped = nn.parallel.DistributedDataParallel(
+                task, device_ids=[self.device.index] if self.device.type == "cuda" else None
+            )
+        self.trained = {
+            name: weight for name, weight in task.named_parameters() if weight.requires_grad
+        }
+        silent = [weight for name, weight in self.trained.items() if name in muted_names]
+        self.zeros = Zeros(self.trained.values(), silent)
+        return wrapped
+
+    def not_yet(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of all but a step's last batch stay with this process."""
+        if self.shard == "fsdp":
+            wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
+        return wrapped.no_sync() if self.ranks > 1 and not last else nullcontext()
+
+    def clip(self, most: float) -> float:
+        """Scale the gradients down to a norm of at most `most`; the norm they had."""
+        norm: Any = nn.utils.clip_grad_norm_(list(self.trained.values()), most)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes."""
+        if self.ranks > 1:
+            values = values.detach().clone()
+            distributed.all_reduce(values)
+            values /= self.ranks
+        return values
+
+    def agree(self, value: bool) -> bool:
+        """What the first process says."""
+        if self.ranks == 1:
+            return value
+        said = torch.tensor([value], dtype=torch.int32, device=self.device)
+        distributed.broadcast(said, 0)
+        return bool(said.item())
+
+    def whole(self) -> dict[str, Tensor]:
+        """Copies of the trained weights on the CPU, whole."""
+        return {name: _whole(weight) for name, weight in self.trained.items()}
+
+    def set(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the trained weights other values."""
+        with torch.no_grad():
+            for name, weight in self.trained.items():
+                weight.copy_(_like(tensors[name], weight))
+
+    def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimiser's state on the CPU, whole."""
+        state = optimiser.state_dict()
+        return {**state, "state": {
+            number: {key: _whole(value) if isinstance(value, Tensor) else value
+                     for key, value in held.items()}
+            for number, held in state["state"].items()
+        }}  # fmt: skip
+
+    def set_optimiser(self, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        weights = list(self.trained.values())
+        held = {
+            number: {key: _like(value, weights[number]) if _is_moment(value) else value
+                     for key, value in entry.items()}
+            for number, entry in state["state"].items()
+        }  # fmt: skip
+        optimiser.load_state_dict({**state, "state": held})
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.to("cpu", copy=True)
+
+
+def _like(whole: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor as a weight is held: sharded, if that is."""
+    whole = whole.to(weight.device)
+    if not hasattr(weight, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, weight.device_mesh, weight.placements)

@@ -1,0 +1,1 @@
+"""What is trained: one file each; its dataclass's fields are its options."""

@@ -1,0 +1,424 @@
+"""Heal: train a pruned model, or a part of it, and write it anew."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import plugins
+from prunekit.errors import InputError
+from prunekit.heal.block import Blocks, Cache
+from prunekit.heal.engine import Engine
+from prunekit.heal.healers._healer import Healer, Patient
+from prunekit.heal.healers.block import Block
+from prunekit.heal.healers.lora import Lora, keep_zeros
+from prunekit.heal.losses import LOCAL, parse_losses
+from prunekit.heal.save import (
+    ADAPTER,
+    check_adapter,
+    merged_weights,
+    save_adapter,
+)
+from prunekit.heal.student import Student, Task
+from prunekit.heal.teacher import RECORD, FromDisk, InMemory, Saved, Teacher
+from prunekit.heal.trainer import LOSSES, History, Report, Schedule, settings_of, train
+from prunekit.model.checkpoint import Checkpoint
+from prunekit.model.family import Family
+from prunekit.model.lineage import Ancestor, ancestors, replaced
+from prunekit.model.load import How, Loaded, load
+from prunekit.model.memory import parse_size
+from prunekit.model.mute import Halves
+from prunekit.surgery.rewrite import rewrite
+from prunekit.surgery.write import refuse_existing, whole_folder
+from prunekit.text.packing import Text, load_text
+from prunekit.verbs.score import sample_length
+
+TRAIN = "stdlib/train"
+LENGTH = 512
+TOKENS = 1_000_000
+HELD_OUT = 32  # samples, at most one in eight of the text
+AT_ONCE = 2048  # tokens that a process runs at once
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A new checkpoint (or, without `merge`, a folder with an adapter), and how it came about."""
+
+    folder: Path
+    history: History
+    losses: dict[str, float]
+    trained: int  # parameters
+
+
+def heal(
+    model: str | Path,
+    out: str | Path,
+    *,
+    how: str = "lora",
+    options: Mapping[str, Any] | None = None,
+    losses: Mapping[str, float] | None = None,
+    temperature: float = 1.0,
+    teacher: str | Path | None = None,
+    text: str = TRAIN,
+    tokens: int | None = None,
+    repeat: bool = False,
+    length: int | None = None,
+    batch: int = 16,
+    micro: int | None = None,
+    rate: float | None = None,
+    warmup: float = 0.03,
+    floor: float = 0.1,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    evaluations: int = 10,
+    patience: int | None = None,
+    save_every: float = 300.0,
+    seed: int = 0,
+    merge: bool = True,
+    checkpointing: bool = False,
+    cache: str = "auto",
+    memory: str = "8GiB",
+    scratch: str | None = None,
+    walk: str = "auto",
+    shard: str = "none",
+    processes: int | None = None,
+    track: str | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    report: Report | None = None,
+) -> Healed:
+    """Train `model` as the healer `how` does on `tokens` of `text` (a million, or as many as there
+    are), and write it to `out`.
+
+    `losses` are weights by name, see `prunekit.heal.losses`; by default the language loss and the
+    dense teacher's logits, or `mse` for the healer `block`. `teacher` is the model that `model` was
+    made from unless given: a model, or a folder that `prunekit teach` wrote. `batch` samples of
+    `length` tokens make a step, `micro` of them at once in a process. Training sees no token twice
+    unless told to `repeat` the text; a part of the text is held out to tell the best step, whose
+    weights are kept. Zeros of the model stay zeros. Started again after it was killed, the same
+    call carries on. Without `merge`, an adapter is written by itself. `checkpointing` computes
+    states anew on the way back instead of keeping them.
+
+    Raises InputError for anything a user can mend.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    healer = plugins.make("heal.healers", how, dict(options or {}))
+    if not isinstance(healer, Healer):
+        raise InputError(f"{how}: a healer's class must derive from Healer")
+    if not merge and not isinstance(healer, Lora):
+        raise InputError("an adapter by itself comes of --how lora or qlora only")
+    checkpoint = Checkpoint.open(model)
+    family = Family.of(checkpoint.config)
+    before = ancestors(checkpoint, family.depth)
+    wanted = parse_losses(dict(losses) if losses else _usual(how, bool(teacher or before)))
+    dense = _teacher(checkpoint, teacher, before) if set(wanted) != {"language"} else None
+    engine = Engine(device=device, shard=shard, processes=processes, track=track,
+                    folder=_work(out))  # fmt: skip
+    packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
+    numbers, held = _split(len(packed.tokens), engine.ranks, seed)
+    steps = _steps(packed, len(numbers) - held, tokens, batch, repeat)
+    schedule = Schedule(
+        steps=steps, batch=batch, micro=_micro(micro, batch, engine.ranks, packed.length),
+        rate=healer.rate if rate is None else rate, warmup=warmup, floor=floor,
+        weight_decay=weight_decay, clip=clip, evaluations=evaluations, patience=patience,
+        save_every=save_every, seed=seed,
+    )  # fmt: skip
+    settings = settings_of(
+        schedule, model=checkpoint.digest, how=how, losses=wanted, temperature=temperature,
+        options={key: getattr(healer, key) for key in plugins.options(type(healer))},
+        text=packed.describe(), held=held, dtype=dtype,
+        teacher=dense.digest if isinstance(dense, Checkpoint) else teacher and str(teacher),
+    )  # fmt: skip
+    opening: How = {"dtype": dtype, "device": str(engine.device)}
+    beside: How = {**opening, "walk": walk, "memory": memory, "scratch": scratch}
+    local = bool(LOCAL.keys() & wanted.keys())
+    student = load(checkpoint, **opening, walk="auto" if local else "memory",
+                   quantize=healer.quantize)  # fmt: skip
+    patient = _patient(student, before)
+    net = _prepare(student, healer, patient, checkpointing)
+    autocast = None if student.model.dtype == torch.float32 else torch.bfloat16
+    if local:
+        store = Cache(cache, len(numbers), parse_size(memory), Path(scratch) if scratch else None)
+        task: Task = _blocks(student, patient, healer, wanted, dense, before, beside, autocast, store)
+    else:
+        task = _student(net, student, wanted, dense, before, beside, autocast, temperature,
+                        packed, numbers)  # fmt: skip
+    if track:
+        engine.accelerator.init_trackers("prunekit", config={"how": how, **wanted})
+    layers = list(family.layers(student.model)) if not local else []
+    history = train(
+        engine, task, layers, packed.tokens[numbers[:-held]], packed.tokens[numbers[-held:]],
+        schedule, _work(out), settings, muted=_muted(student), report=report,
+    )  # fmt: skip
+    trained = sum(weight.numel() for weight in engine.trained.values())
+    if track:
+        engine.accelerator.end_training()
+    best = {task.in_model(name): weight for name, weight in engine.whole().items()}
+    if engine.rank:
+        return Healed(out, history, wanted, trained)
+    story = _story(checkpoint, {**settings, "trained": trained, "history": asdict(history)}, packed)
+    with whole_folder(out) as folder:
+        if isinstance(healer, Lora):
+            adapter = folder / ADAPTER if merge else folder
+            save_adapter(net, adapter, checkpoint, family.depth)
+            del task, net, student, patient  # before the model is opened once more
+            if merge:
+                _merge(checkpoint, family, adapter, folder, story)
+        else:
+            rewrite(checkpoint, family, best, folder, story)
+        shutil.copyfile(_work(out) / LOSSES, folder / LOSSES)
+        if merge:
+            Checkpoint.open(folder)
+    shutil.rmtree(_work(out), ignore_errors=True)
+    return Healed(out, history, wanted, trained)
+
+
+def attach(model: str | Path, adapter: str | Path, out: str | Path) -> Checkpoint:
+    """Merge an adapter that `heal` wrote by itself into the model that it was trained for.
+
+    Raises InputError for another model, or anything else that a user can mend.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    checkpoint = Checkpoint.open(model)
+    family = Family.of(checkpoint.config)
+    check_adapter(Path(adapter), checkpoint, family.depth)
+    with whole_folder(out) as folder:
+        story = _story(checkpoint, {"adapter": str(adapter)}, None)
+        _merge(checkpoint, family, Path(adapter), folder, story)
+    return Checkpoint.open(out)
+
+
+def _merge(
+    checkpoint: Checkpoint, family: Family, adapter: Path, folder: Path, story: dict[str, Any]
+) -> None:
+    """Onto the weights on disk, never onto those in four bits: what bitsandbytes holds in memory
+    can't be read back on every machine."""
+    whole = load(checkpoint, walk="memory").model
+    rewrite(checkpoint, family, merged_weights(whole, adapter, family), folder, story)
+
+
+def _usual(how: str, has_teacher: bool) -> dict[str, float]:
+    if how == "block":
+        return {"mse": 1.0}
+    return {"language": 1.0, "logits": 1.0} if has_teacher else {"language": 1.0}
+
+
+def _teacher(
+    checkpoint: Checkpoint, given: str | Path | None, before: Sequence[Ancestor]
+) -> Checkpoint | Saved:
+    """The dense model, or the logits that were saved of it.
+
+    Raises InputError if it can't be found, or has another vocabulary.
+    """
+    vocabulary = checkpoint.config.get_text_config(decoder=True).vocab_size
+    if given is not None and (Path(given) / RECORD).is_file():
+        saved = Saved(Path(given))
+        saved.check_vocabulary(vocabulary)
+        return saved
+    if given is None and not before:
+        raise InputError(
+            f"{checkpoint.name}: its prunekit.json names no model that it was made from; give "
+            "--teacher, or --losses language=1"
+        )
+    if given is None:
+        try:
+            found = Checkpoint.open(before[-1].name)
+        except InputError as error:
+            raise InputError(
+                f"the model that {checkpoint.name} was made from can't be its teacher ({error}); "
+                "give --teacher, or --losses language=1"
+            ) from None
+        if found.digest != before[-1].digest:
+            raise InputError(
+                f"{before[-1].name!r} is not the model any more that {checkpoint.name} was made "
+                "from; give --teacher, or --losses language=1"
+            )
+    else:
+        found = Checkpoint.open(given)
+    its = found.config.get_text_config(decoder=True).vocab_size
+    if its != vocabulary:
+        raise InputError(
+            f"teacher {found.name!r} has a vocabulary of {its} tokens, {checkpoint.name} one of "
+            f"{vocabulary}; a teacher needs the same"
+        )
+    return found
+
+
+def _split(samples: int, ranks: int, seed: int) -> tuple[Tensor, int]:
+    """All samples' numbers in an order that the seed gives, and how many at the end are held out:
+    as many for every process."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    held = min(HELD_OUT, samples // 8) // ranks * ranks
+    if not held:
+        raise InputError(
+            f"the text has {samples} samples, too few to hold one out for each process; give more "
+            "text, or a smaller --length"
+        )
+    return order, held
+
+
+def _steps(packed: Text, samples: int, tokens: int | None, batch: int, repeat: bool) -> int:
+    """How many steps the budget of tokens makes. Raises InputError if the text has not so many."""
+    step = batch * packed.length
+    has = samples // batch * step if batch > 0 else 0
+    if batch < 1 or not has:
+        raise InputError(
+            f"{packed.source!r} has {samples} samples of {packed.length} tokens to train on, and a "
+            f"step takes {batch}; give more text, or a smaller --batch or --length"
+        )
+    if tokens is None:
+        tokens = min(TOKENS, has)
+    if tokens < step:
+        raise InputError(f"{tokens} tokens make no step: one takes {batch} x {packed.length}")
+    if tokens > has and not repeat:
+        raise InputError(
+            f"{packed.source!r} has {has} tokens to train on, and {tokens} were asked for; give "
+            "--repeat to see them more than once, or more text"
+        )
+    return tokens // step
+
+
+def _micro(micro: int | None, batch: int, ranks: int, length: int) -> int:
+    if batch % ranks:
+        raise InputError(f"batch {batch}: {ranks} processes can't share it evenly")
+    each = batch // ranks
+    if micro is not None and not 1 <= micro <= each:
+        raise InputError(f"micro {micro}: a process has {each} samples a step")
+    micro = micro or max(1, min(each, AT_ONCE // length))
+    # Gradients are means: all batches of a step must have as many samples.
+    return next(size for size in range(micro, 0, -1) if each % size == 0)
+
+
+def _patient(student: Loaded, before: Sequence[Ancestor]) -> Patient:
+    if not before:
+        return Patient(student.model, student.family, (), ())
+    places = replaced(student.checkpoint, before[-1])
+    own = [layer for place in places for layer in place.layers]
+    return Patient(student.model, student.family, before[-1].seams, own)
+
+
+def _prepare(
+    student: Loaded, healer: Healer, patient: Patient, checkpointing: bool
+) -> nn.Module:
+    """The model with what is trained, and nothing else, wanting gradients, in float32."""
+    student.model.requires_grad_(False)
+    net = healer.adapt(patient)
+    if isinstance(healer, Lora):
+        keep_zeros(net)
+    chosen = [weight for weight in healer.choose(patient) if weight.is_floating_point()]
+    if not chosen:
+        raise InputError("nothing to train: no layer of this model was replaced or dropped")
+    for weight in chosen:
+        if not weight.is_meta:
+            weight.data = weight.data.float()
+        weight.requires_grad_(True)
+    for module in student.model.modules():
+        if hasattr(module, "layerdrop"):  # layers left out at random have no state to compare
+            module.layerdrop = 0.0
+    if checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return net
+
+
+def _student(
+    net: nn.Module, student: Loaded, wanted: Mapping[str, float], dense: Checkpoint | Saved | None,
+    before: Sequence[Ancestor], beside: How, autocast: torch.dtype | None, temperature: float,
+    packed: Text, numbers: Tensor,
+) -> Student:  # fmt: skip
+    matches: dict[int, int] = {}
+    teacher: Teacher | None = None
+    if isinstance(dense, Saved):
+        if "states" in wanted or temperature != 1:
+            raise InputError("saved logits hold no states, and are of temperature 1")
+        dense.begin(packed.describe(), numbers)
+        teacher = dense
+    elif dense is not None:
+        if "states" in wanted:
+            origins = _origins(student, dense, before)
+            matches = dict(enumerate(origins))
+        opened = load(dense, **beside)
+        kind = InMemory if opened.layers is None else FromDisk
+        teacher = kind(opened, list(matches.values()), "logits" in wanted)
+    return Student(
+        net, student.family.layers(student.model), wanted, teacher=teacher, matches=matches,
+        temperature=temperature, autocast=autocast,
+    )  # fmt: skip
+
+
+def _blocks(
+    student: Loaded, patient: Patient, healer: Healer, wanted: Mapping[str, float],
+    dense: Checkpoint | Saved | None, before: Sequence[Ancestor], beside: How,
+    autocast: torch.dtype | None, cache: Cache,
+) -> Blocks:  # fmt: skip
+    if not isinstance(healer, Block):
+        raise InputError(f"the losses {', '.join(LOCAL)} are for --how block")
+    if not isinstance(dense, Checkpoint):
+        raise InputError("to train blocks the teacher must be a model: saved logits hold no states")
+    ancestor = next((found for found in before if found.digest == dense.digest), None)
+    if ancestor is None:
+        raise InputError(
+            f"{student.checkpoint.name} was not made from {dense.name}, so it can't be told which "
+            "of its layers a block stands for"
+        )
+    places = replaced(student.checkpoint, ancestor)
+    layers: dict[int, nn.Module] = {}
+    for layer in patient.replaced:
+        if student.layers is None:
+            layers[layer] = patient.layers[layer]
+        else:
+            (module,) = student.layers.in_turn([layer])
+            layers[layer] = module
+    return Blocks(student.family.path, layers, places, ancestor.origins, wanted,
+                  load(dense, **beside), autocast=autocast, cache=cache)  # fmt: skip
+
+
+def _origins(student: Loaded, dense: Checkpoint, before: Sequence[Ancestor]) -> Sequence[int]:
+    """The teacher's number of each of the student's layers. Raises InputError if it can't be told."""
+    for ancestor in before:
+        if ancestor.digest == dense.digest:
+            return ancestor.origins
+    depth = Family.of(dense.config).depth
+    if depth == student.family.depth:
+        return range(depth)
+    raise InputError(
+        f"{student.checkpoint.name} was not made from {dense.name}, so it can't be told which of "
+        "its layers have the same states; leave the loss `states` away"
+    )
+
+
+def _muted(student: Loaded) -> list[nn.Parameter]:
+    """The parameters of muted halves that are still there: see `prunekit.load`."""
+    halves = Halves(student.family)
+    layers = student.family.layers(student.model)
+    found = []
+    for layer, half in student.checkpoint.muted:
+        own = dict(layers[layer].named_parameters())
+        found += [own[name] for name in halves.writers(layer, half) if name in own]
+    return found
+
+
+def _story(checkpoint: Checkpoint, healed: dict[str, Any], text: Text | None) -> dict[str, Any]:
+    return {
+        "prunekit": importlib.metadata.version("prunekit"),
+        "base": {"name": checkpoint.name, "digest": checkpoint.digest},
+        "healed": healed,
+        "dropped": [],
+        "merged": [],
+        "muted": [list(unit) for unit in checkpoint.muted],
+        "made_by": {},
+        "calibration_text": None,
+        "training_text": text.describe() if text else None,
+        "before": checkpoint.story or None,
+    }
+
+
+def _work(out: Path) -> Path:
+    """Where the state of a training is that goes on when the same is asked for again."""
+    return out.absolute().parent / f".{out.name}.healing"
