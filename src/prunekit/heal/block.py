@@ -1,9 +1,9 @@
 """Trains what stands in the place of a block alone, on the block's entering and leaving states.
 
-LLM-Streamline, Chen et al., arXiv 2403.19135, equation 6, with what its code leaves out: attention is
-causal as in the model, targets are raw states (also behind the last layer), and the teacher runs no
-further than the last block's end. States come from a walk batch by batch and are not stored, or they
-are kept, in memory or in a file, for the next time that their sample comes.
+LLM-Streamline, Chen et al., arXiv 2403.19135, equation 6, with what its code leaves out: attention
+is causal as in the model, targets are raw states (also behind the last layer), and the teacher runs
+no further than the last block's end. States come from a walk batch by batch and are not stored, or
+they are kept, in memory or in a file, for the next time that their sample comes.
 """
 
 import math
@@ -34,6 +34,8 @@ class Blocks(Task):
     teacher's number of each of the model's layers.
     """
 
+    teacher: Loaded
+
     def __init__(
         self,
         path: str,
@@ -55,7 +57,7 @@ class Blocks(Task):
         self.weights = tuple(wanted.values())
         self.autocast = autocast
         self.cache = cache
-        object.__setattr__(self, "teacher", teacher)
+        self.reuse(teacher=teacher)
         self.end = max(place.end for place in places)
         # Calls of the teacher's layers that ours come from, and of those that end a block.
         self.wanted = {origins[layer] for place in places for layer in place.layers}
@@ -95,9 +97,7 @@ class Cache:
     layer is called with beside its state is cheap, and made anew.
     """
 
-    def __init__(
-        self, way: str, samples: int, budget: int = 0, folder: Path | None = None
-    ) -> None:
+    def __init__(self, way: str, samples: int, budget: int = 0, folder: Path | None = None) -> None:
         if way not in CACHES:
             raise InputError(f"no cache {way!r}; there are: {', '.join(CACHES)}")
         self.way, self.samples, self.budget, self.folder = way, samples, budget, folder

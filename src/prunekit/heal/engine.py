@@ -54,13 +54,16 @@ class Engine:
         return self.accelerator.device
 
     def prepare(
-        self, task: Task, layers: Iterable[nn.Module], muted: Iterable[nn.Parameter]
+        self, task: Task, layers: Iterable[nn.Module], pruned: Iterable[nn.Parameter]
     ) -> nn.Module:
-        """The task as it is called in training; afterwards `trained` and `zeros` are known."""
+        """The task as it is called in training; afterwards `trained` and `zeros` are known.
+
+        `pruned` are the parameters whose zeros are kept.
+        """
         task.to(self.device)
         names = {weight: name for name, weight in task.named_parameters()}
-        muted_names = {names[weight] for weight in muted if weight in names}
-        wrapped: nn.Module = task
+        pruned_names = {names[weight] for weight in pruned if weight in names}
+        wrapped: Any = task
         if self.shard == "fsdp":
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -76,11 +79,10 @@ class Engine:
         self.trained = {
             name: weight for name, weight in task.named_parameters() if weight.requires_grad
         }
-        silent = [weight for name, weight in self.trained.items() if name in muted_names]
-        self.zeros = Zeros(self.trained.values(), silent)
+        self.zeros = Zeros(self.trained[name] for name in self.trained if name in pruned_names)
         return wrapped
 
-    def not_yet(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def not_yet(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
         """Gradients of all but a step's last batch stay with this process."""
         if self.shard == "fsdp":
             wrapped.set_requires_gradient_sync(last)
@@ -147,7 +149,7 @@ def _whole(tensor: Tensor) -> Tensor:
     return whole.to("cpu", copy=True)
 
 
-def _like(whole: Tensor, weight: Tensor) -> Tensor:
+def _like(whole: Tensor, weight: Any) -> Tensor:
     """A whole tensor as a weight is held: sharded, if that is."""
     whole = whole.to(weight.device)
     if not hasattr(weight, "full_tensor"):

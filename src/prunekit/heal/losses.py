@@ -28,10 +28,13 @@ LOCAL = {
 
 @dataclass(frozen=True)
 class TopK:
-    """The teacher's largest logits: `values` (token, k) as log probabilities, `tokens` their ids."""
+    """The teacher's largest logits: `values` (token, k), log probabilities, and `tokens`, ids."""
 
     values: Tensor
     tokens: Tensor
+
+    def of(self, piece: slice) -> "TopK":
+        return TopK(self.values[piece], self.tokens[piece])
 
 
 def parse_losses(given: dict[str, float]) -> dict[str, float]:

@@ -1,14 +1,12 @@
-"""From what was trained to a checkpoint: changed weights written, adapters merged onto the whole model.
+"""Adapters: written with a record of their model, and merged onto it in full precision.
 
 An adapter is kept as peft writes it, with a record of the model it belongs to.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
@@ -62,10 +60,10 @@ def merged_weights(model: nn.Module, folder: Path, family: Family) -> dict[str, 
     found = {}
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            change = module.get_delta_weight("default").float()
-            merged = torch.where(weight == 0, 0.0, weight.float() + change)
-            found[names[id(weight)]] = merged
+            layer: Any = module  # peft's own types leave out what is used here
+            weight = layer.get_base_layer().weight
+            merged = weight.float() + layer.get_delta_weight("default").float()
+            found[names[id(weight)]] = merged.masked_fill(weight == 0, 0)
     adapted.unload()
     return found
 

@@ -32,6 +32,11 @@ class Task(nn.Module):
     names: tuple[str, ...]
     weights: tuple[float, ...]
 
+    def reuse(self, **parts: Any) -> None:
+        """Set attributes whose modules are not this one's: they are not trained by its name."""
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
+
     def views(self, batches: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[Any]:
         """What each of a step's batches is held against; `rows` are its samples' numbers."""
         raise NotImplementedError
@@ -51,9 +56,15 @@ class Student(Task):
     `matches` gives the teacher's number of each layer whose states are compared.
     """
 
+    base: PreTrainedModel
+    layers: nn.ModuleList
+    teacher: Any
+    head: Head
+    chunked: bool
+
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         layers: nn.ModuleList,
         wanted: Mapping[str, float],
         *,
@@ -65,16 +76,14 @@ class Student(Task):
         super().__init__()
         self.model = model
         # A PeftModel's own forward adds nothing that is wanted here.
-        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        object.__setattr__(self, "layers", layers)  # part of the model already
-        object.__setattr__(self, "teacher", teacher)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.reuse(base=base, layers=layers, teacher=teacher, head=Head(base))
         self.matches = dict(matches or {})
         self.temperature = temperature
         self.autocast = autocast
         # The language loss costs next to nothing beside the others, and says what they do to it.
         self.names = tuple(dict.fromkeys(["language", *wanted]))
         self.weights = tuple(wanted.get(name, 0.0) for name in self.names)
-        object.__setattr__(self, "head", Head(self.base))
         self.chunked = self.head.can_chunk
 
     def views(self, batches: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[View]:

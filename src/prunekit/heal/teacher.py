@@ -41,19 +41,18 @@ class InMemory:
     def views(self, batches: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[View]:
         places = self.loaded.family.layers(self.loaded.model)
         for tokens in batches:
-            # The student's autocast is not for the teacher.
-            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-                with entering(places, self.layers) as states:
-                    if self.chunked:
-                        last = self.head.states(tokens)
-                    else:
-                        last = self.loaded.model(input_ids=tokens, use_cache=False).logits
+            with torch.no_grad(), entering(places, self.layers) as states:
+                if self.chunked:
+                    last = self.head.states(tokens)
+                else:
+                    last = self.loaded.model(input_ids=tokens, use_cache=False).logits
             yield View(self._logits(last[:, :-1].flatten(0, 1)) if self.logits else None, states)
 
     def _logits(self, last: Tensor) -> Logits:
         def of(piece: slice) -> Tensor:
             if not self.chunked:
                 return last[piece]
+            # Asked for within the student's forward, whose autocast is not for the teacher.
             with torch.no_grad(), torch.autocast(last.device.type, enabled=False):
                 return self.head.logits(last[piece])
 
@@ -141,5 +140,4 @@ class Saved:
                 torch.cat([held[row : row + 1] for row in numbers.tolist()]).flatten(0, 1)
                 for held in (self.values, self.tokens)
             )
-            top = TopK(values.to(tokens.device), ids.to(tokens.device, torch.long))
-            yield View(lambda piece, top=top: TopK(top.values[piece], top.tokens[piece]))
+            yield View(TopK(values.to(tokens.device), ids.to(tokens.device, torch.long)).of)

@@ -1,7 +1,7 @@
-"""The training loop: a budget of tokens, a cosine schedule, the best kept, and every step repeatable.
+"""The training loop: a budget of tokens, a cosine schedule, the best kept, each step repeatable.
 
-A step's samples follow from the seed and the step's number, so a run that was killed goes on from its
-last saved state as if it had not been: on one CPU process to the same weights, bit for bit.
+A step's samples follow from the seed and the step's number, so a run that was killed goes on from
+its last saved state as if it had not been: on one CPU process to the same weights, bit for bit.
 """
 
 import json
@@ -60,7 +60,7 @@ class Schedule:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
     def evaluated_at(self) -> set[int]:
-        """After how many steps the held-out loss is taken: before the first, ..., after the last."""
+        """After how many steps the held-out loss is taken: none, ..., all."""
         count = max(1, min(self.evaluations, self.steps))
         return {round(self.steps * part / count) for part in range(count + 1)}
 
@@ -96,16 +96,17 @@ def train(
     folder: Path,
     settings: dict[str, Any],
     *,
-    muted: Sequence[nn.Parameter] = (),
+    pruned: Sequence[nn.Parameter] = (),
     report: Report | None = None,
 ) -> History:
     """Train the task's parameters that want gradients on `samples` (sample, token); they end as
     they were best on `held`.
 
-    `folder` holds the state to go on from. Raises InputError if one is there that other `settings`
-    made, or if the loss is not finite before anything was gained.
+    Zeros of the parameters `pruned` stay zeros. `folder` holds the state to go on from. Raises
+    InputError if one is there that other `settings` made, or if the loss is not finite before
+    anything was gained.
     """
-    wrapped = engine.prepare(task, layers, muted)
+    wrapped = engine.prepare(task, layers, pruned)
     optimiser = torch.optim.AdamW(
         engine.trained.values(), lr=schedule.rate, betas=BETAS, weight_decay=schedule.weight_decay
     )
@@ -131,7 +132,7 @@ def train(
             run.step += 1
             seconds = time.monotonic() - start - loop.seconds_held_out
             pace = (run.step - started_at) * loop.tokens_a_step / seconds
-            run.log(run.step, losses, rates.get_last_lr()[0], pace)
+            run.log(run.step, losses, float(rates.get_last_lr()[0]), pace)
             if report:
                 report(run.step, schedule.steps, total, pace)
             if run.step in asked_at:
@@ -343,15 +344,15 @@ def _told_to_stop() -> Iterator[list[int]]:
 
     before: dict[int, Callable[..., Any] | int | None] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, hear)
+        for heard in (signal.SIGINT, signal.SIGTERM):
+            before[heard] = signal.signal(heard, hear)
     except ValueError:  # not the main thread: signals go elsewhere
         pass
     try:
         yield told
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def settings_of(schedule: Schedule, **more: Any) -> dict[str, Any]:

@@ -1,25 +1,23 @@
 """What was removed stays removed: weights that are zero when training starts stay zero.
 
 The zeros of a checkpoint's decoder layers are its mask: those of their matrices, and the biases of
-muted halves. Gradients are masked before they are clipped, weights after each step, so neither an
-optimiser's momentum nor its weight decay brings one back.
+muted halves; those of a new adapter are none of it. Gradients are masked before they are clipped,
+weights after each step, so neither an optimiser's momentum nor its weight decay brings one back.
 """
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 
 class Zeros:
     """The zeros of some parameters, to be kept."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], muted: Iterable[nn.Parameter]) -> None:
-        silent = set(muted)
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.masks: dict[nn.Parameter, Tensor] = {}
         for parameter in parameters:
             zero = _local(parameter) == 0
-            if (parameter.ndim > 1 or parameter in silent) and zero.any():
+            if zero.any():
                 self.masks[parameter] = zero
 
     def keep_in_gradients(self) -> None:

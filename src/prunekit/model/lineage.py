@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from prunekit.errors import InputError
@@ -45,7 +46,7 @@ class Ancestor:
         ends = [-1, *self.origins, self.layers]
         return [
             Seam(place, before + 1, after)
-            for place, (before, after) in enumerate(zip(ends, ends[1:], strict=False))
+            for place, (before, after) in enumerate(pairwise(ends))
             if after > before + 1
         ]
 
@@ -59,7 +60,10 @@ def ancestors(checkpoint: Checkpoint, layers: int) -> list[Ancestor]:
     origins = list(range(layers))
     try:
         for story in stories(checkpoint):
-            gone = {*story["dropped"], *(layer for edit in story["merged"] for layer in edit["layers"])}
+            gone = {
+                *story["dropped"],
+                *(layer for edit in story["merged"] for layer in edit["layers"]),
+            }
             layers += len(gone)
             stay = [layer for layer in range(layers) if layer not in gone]
             origins = [stay[layer] for layer in origins]
@@ -96,7 +100,9 @@ def texts_seen(checkpoint: Checkpoint) -> set[str]:
     Raises InputError if that history can't be read: then it can't be told what the model has seen.
     """
     try:
-        seen = [(story["calibration_text"], story.get("training_text")) for story in stories(checkpoint)]
+        seen = [
+            (story["calibration_text"], story.get("training_text")) for story in stories(checkpoint)
+        ]
         return {text["digest"] for texts in seen for text in texts if text}
     except (KeyError, TypeError, AttributeError):
         raise _broken(checkpoint) from None

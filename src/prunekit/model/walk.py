@@ -183,7 +183,8 @@ def calls(
     """Run layers 0 to `end` - 1 on the batches, side by side, and no further; for each batch the
     calls of the `wanted` ones.
 
-    `bare` calls have wrong states, and all else right: but for the first, no layer is run. Raises InputError if a state is not finite, or if layers hand more than a state to later ones.
+    `bare` calls have wrong states, and all else right: but for the first, no layer is run. Raises
+    InputError if a state is not finite, or if layers hand more than a state to later ones.
     """
     found: list[dict[int, Call]] = [{} for _ in batches]
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
@@ -204,7 +205,7 @@ def calls(
                     if layer is None:
                         forward.hand_on(forward.entering)
                     if index in wanted:
-                        found[number][index] = Call(*forward.call[1:], forward.state)
+                        found[number][index] = forward.called()
         for number, forward in enumerate(forwards):
             forward.check_finite(number)
             forward.finish(head=False)
@@ -289,6 +290,11 @@ class Forward:
         entering = _as_states(self.entering, self.tokens.shape)
         self.finite.append(entering.isfinite().flatten(1).all(1))
         return entering
+
+    def called(self) -> Call:
+        """The call of the layer that was just run."""
+        _, args, kwargs = self.call
+        return Call(args, kwargs, self.state)
 
     def path(self, index: int) -> Variant:
         """What the variant has done without up to and including layer `index`."""

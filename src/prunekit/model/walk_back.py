@@ -54,7 +54,7 @@ def walk_back(
                                 "layer by layer, as layers share keys and values"
                             )
                         forward.run(index, layer)
-                    calls.append([Call(*forward.call[1:], forward.state) for forward in forwards])
+                    calls.append([forward.called() for forward in forwards])
         gradients = [_of_the_head(forward, number) for number, forward in enumerate(forwards)]
         del forwards
         back = order[::-1]

@@ -1,5 +1,6 @@
 """Heal: train a pruned model, or a part of it, and write it anew."""
 
+import copy
 import importlib.metadata
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from prunekit.heal.block import Blocks, Cache
 from prunekit.heal.engine import Engine
 from prunekit.heal.healers._healer import Healer, Patient
 from prunekit.heal.healers.block import Block
-from prunekit.heal.healers.lora import Lora, keep_zeros
+from prunekit.heal.healers.lora import Lora
 from prunekit.heal.losses import LOCAL, parse_losses
 from prunekit.heal.save import (
     ADAPTER,
@@ -137,45 +138,39 @@ def heal(
     )  # fmt: skip
     opening: How = {"dtype": dtype, "device": str(engine.device)}
     beside: How = {**opening, "walk": walk, "memory": memory, "scratch": scratch}
-    local = bool(LOCAL.keys() & wanted.keys())
-    student = load(checkpoint, **opening, walk="auto" if local else "memory",
-                   quantize=healer.quantize)  # fmt: skip
-    patient = _patient(student, before)
-    net = _prepare(student, healer, patient, checkpointing)
-    autocast = None if student.model.dtype == torch.float32 else torch.bfloat16
-    if local:
+    if LOCAL.keys() & wanted.keys():
         store = Cache(cache, len(numbers), parse_size(memory), Path(scratch) if scratch else None)
-        task: Task = _blocks(student, patient, healer, wanted, dense, before, beside, autocast, store)
+        ready = _local(checkpoint, healer, wanted, dense, before, opening, beside, store)
     else:
-        task = _student(net, student, wanted, dense, before, beside, autocast, temperature,
-                        packed, numbers)  # fmt: skip
+        if isinstance(dense, Saved):
+            dense.begin(packed.describe(), numbers)
+        ready = _global(checkpoint, healer, wanted, dense, before, opening, beside, temperature,
+                        checkpointing)  # fmt: skip
     if track:
         engine.accelerator.init_trackers("prunekit", config={"how": how, **wanted})
-    layers = list(family.layers(student.model)) if not local else []
     history = train(
-        engine, task, layers, packed.tokens[numbers[:-held]], packed.tokens[numbers[-held:]],
-        schedule, _work(out), settings, muted=_muted(student), report=report,
+        engine, ready.task, ready.layers, packed.tokens[numbers[:-held]],
+        packed.tokens[numbers[-held:]], schedule, _work(out), settings, pruned=ready.pruned,
+        report=report,
     )  # fmt: skip
     trained = sum(weight.numel() for weight in engine.trained.values())
     if track:
         engine.accelerator.end_training()
-    best = {task.in_model(name): weight for name, weight in engine.whole().items()}
-    if engine.rank:
-        return Healed(out, history, wanted, trained)
-    story = _story(checkpoint, {**settings, "trained": trained, "history": asdict(history)}, packed)
-    with whole_folder(out) as folder:
-        if isinstance(healer, Lora):
-            adapter = folder / ADAPTER if merge else folder
-            save_adapter(net, adapter, checkpoint, family.depth)
-            del task, net, student, patient  # before the model is opened once more
-            if merge:
-                _merge(checkpoint, family, adapter, folder, story)
-        else:
-            rewrite(checkpoint, family, best, folder, story)
-        shutil.copyfile(_work(out) / LOSSES, folder / LOSSES)
-        if merge:
-            Checkpoint.open(folder)
-    shutil.rmtree(_work(out), ignore_errors=True)
+    if not engine.rank:
+        best = {ready.task.in_model(name): weight for name, weight in engine.whole().items()}
+        made = {**settings, "trained": trained, "history": asdict(history)}
+        with whole_folder(out) as folder:
+            shutil.copyfile(_work(out) / LOSSES, folder / LOSSES)
+            story = _story(checkpoint, made, packed)
+            if isinstance(healer, Lora):
+                adapter = folder / ADAPTER if merge else folder
+                save_adapter(ready.net, adapter, checkpoint, family.depth)
+                del ready  # before the model is opened once more
+                if merge:
+                    _merge(checkpoint, family, adapter, folder, story)
+            else:
+                rewrite(checkpoint, family, best, folder, story)
+        shutil.rmtree(_work(out), ignore_errors=True)
     return Healed(out, history, wanted, trained)
 
 
@@ -304,59 +299,59 @@ def _patient(student: Loaded, before: Sequence[Ancestor]) -> Patient:
     return Patient(student.model, student.family, before[-1].seams, own)
 
 
-def _prepare(
-    student: Loaded, healer: Healer, patient: Patient, checkpointing: bool
-) -> nn.Module:
-    """The model with what is trained, and nothing else, wanting gradients, in float32."""
-    student.model.requires_grad_(False)
+@dataclass(frozen=True)
+class _Ready:
+    """A model to train: `net` is all of it, `task` what is minimised, `layers` its layers if it is
+    trained as a whole, `pruned` the parameters whose zeros are removed weights."""
+
+    net: nn.Module
+    task: Task
+    layers: Sequence[nn.Module]
+    pruned: Sequence[nn.Parameter]
+
+
+def _global(
+    checkpoint: Checkpoint, healer: Healer, wanted: Mapping[str, float],
+    dense: Checkpoint | Saved | None, before: Sequence[Ancestor], opening: How, beside: How,
+    temperature: float, checkpointing: bool,
+) -> _Ready:  # fmt: skip
+    """A model that is trained on losses of its own output."""
+    whole: How = {**opening, "walk": "memory", "quantize": healer.quantize}
+    student = load(checkpoint, **whole)
+    patient = _patient(student, before)
     net = healer.adapt(patient)
-    if isinstance(healer, Lora):
-        keep_zeros(net)
-    chosen = [weight for weight in healer.choose(patient) if weight.is_floating_point()]
-    if not chosen:
-        raise InputError("nothing to train: no layer of this model was replaced or dropped")
-    for weight in chosen:
-        if not weight.is_meta:
-            weight.data = weight.data.float()
-        weight.requires_grad_(True)
+    chosen = _choose(healer, patient)
     for module in student.model.modules():
         if hasattr(module, "layerdrop"):  # layers left out at random have no state to compare
             module.layerdrop = 0.0
     if checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return net
-
-
-def _student(
-    net: nn.Module, student: Loaded, wanted: Mapping[str, float], dense: Checkpoint | Saved | None,
-    before: Sequence[Ancestor], beside: How, autocast: torch.dtype | None, temperature: float,
-    packed: Text, numbers: Tensor,
-) -> Student:  # fmt: skip
     matches: dict[int, int] = {}
     teacher: Teacher | None = None
     if isinstance(dense, Saved):
         if "states" in wanted or temperature != 1:
             raise InputError("saved logits hold no states, and are of temperature 1")
-        dense.begin(packed.describe(), numbers)
         teacher = dense
     elif dense is not None:
         if "states" in wanted:
-            origins = _origins(student, dense, before)
-            matches = dict(enumerate(origins))
+            matches = dict(enumerate(_origins(student, dense, before)))
         opened = load(dense, **beside)
         kind = InMemory if opened.layers is None else FromDisk
         teacher = kind(opened, list(matches.values()), "logits" in wanted)
-    return Student(
-        net, student.family.layers(student.model), wanted, teacher=teacher, matches=matches,
-        temperature=temperature, autocast=autocast,
+    task = Student(
+        net, patient.layers, wanted, teacher=teacher, matches=matches, temperature=temperature,
+        autocast=_autocast(student),
     )  # fmt: skip
+    pruned = [] if isinstance(healer, Lora) else _pruned(student, chosen)
+    return _Ready(net, task, list(patient.layers), pruned)
 
 
-def _blocks(
-    student: Loaded, patient: Patient, healer: Healer, wanted: Mapping[str, float],
-    dense: Checkpoint | Saved | None, before: Sequence[Ancestor], beside: How,
-    autocast: torch.dtype | None, cache: Cache,
-) -> Blocks:  # fmt: skip
+def _local(
+    checkpoint: Checkpoint, healer: Healer, wanted: Mapping[str, float],
+    dense: Checkpoint | Saved | None, before: Sequence[Ancestor], opening: How, beside: How,
+    store: Cache,
+) -> _Ready:  # fmt: skip
+    """The layers that stand in the place of blocks, trained on losses of their own."""
     if not isinstance(healer, Block):
         raise InputError(f"the losses {', '.join(LOCAL)} are for --how block")
     if not isinstance(dense, Checkpoint):
@@ -364,23 +359,45 @@ def _blocks(
     ancestor = next((found for found in before if found.digest == dense.digest), None)
     if ancestor is None:
         raise InputError(
-            f"{student.checkpoint.name} was not made from {dense.name}, so it can't be told which "
-            "of its layers a block stands for"
+            f"{checkpoint.name} was not made from {dense.name}, so it can't be told which of its "
+            "layers a block stands for"
         )
-    places = replaced(student.checkpoint, ancestor)
-    layers: dict[int, nn.Module] = {}
-    for layer in patient.replaced:
-        if student.layers is None:
-            layers[layer] = patient.layers[layer]
-        else:
-            (module,) = student.layers.in_turn([layer])
-            layers[layer] = module
-    return Blocks(student.family.path, layers, places, ancestor.origins, wanted,
-                  load(dense, **beside), autocast=autocast, cache=cache)  # fmt: skip
+    student = load(checkpoint, **opening)
+    places = replaced(checkpoint, ancestor)
+    own = [layer for place in places for layer in place.layers]
+    if student.layers is not None:  # on disk: these are held on to
+        for layer, module in zip(own, student.layers.in_turn(own), strict=True):
+            student.family.layers(student.model)[layer] = copy.deepcopy(module)
+    patient = _patient(student, before)
+    chosen = _choose(healer, patient)
+    task = Blocks(
+        student.family.path, {layer: patient.layers[layer] for layer in own}, places,
+        ancestor.origins, wanted, load(dense, **beside), autocast=_autocast(student), cache=store,
+    )  # fmt: skip
+    return _Ready(student.model, task, (), _pruned(student, chosen))
+
+
+def _choose(healer: Healer, patient: Patient) -> list[nn.Parameter]:
+    """What is trained: in float32, and nothing else wanting gradients."""
+    chosen = [weight for weight in healer.choose(patient) if weight.is_floating_point()]
+    if not chosen:
+        raise InputError("nothing to train: no layer of this model was replaced or dropped")
+    patient.model.requires_grad_(False)
+    for weight in chosen:
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+    return chosen
+
+
+def _autocast(student: Loaded) -> torch.dtype | None:
+    return None if student.model.dtype == torch.float32 else torch.bfloat16
 
 
 def _origins(student: Loaded, dense: Checkpoint, before: Sequence[Ancestor]) -> Sequence[int]:
-    """The teacher's number of each of the student's layers. Raises InputError if it can't be told."""
+    """The teacher's number of each of the student's layers.
+
+    Raises InputError if it can't be told.
+    """
     for ancestor in before:
         if ancestor.digest == dense.digest:
             return ancestor.origins
@@ -393,15 +410,16 @@ def _origins(student: Loaded, dense: Checkpoint, before: Sequence[Ancestor]) -> 
     )
 
 
-def _muted(student: Loaded) -> list[nn.Parameter]:
-    """The parameters of muted halves that are still there: see `prunekit.load`."""
+def _pruned(student: Loaded, chosen: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters whose zeros are removed weights: matrices, and all of a muted half's, where
+    `prunekit.load` has not left them out."""
     halves = Halves(student.family)
     layers = student.family.layers(student.model)
-    found = []
+    muted = set()
     for layer, half in student.checkpoint.muted:
         own = dict(layers[layer].named_parameters())
-        found += [own[name] for name in halves.writers(layer, half) if name in own]
-    return found
+        muted |= {own[name] for name in halves.writers(layer, half) if name in own}
+    return [weight for weight in chosen if weight.ndim > 1 or weight in muted]
 
 
 def _story(checkpoint: Checkpoint, healed: dict[str, Any], text: Text | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ class Patient:
     """The model to heal. `seams` are where its layers went, `replaced` the layers that stand in
     the place of blocks, in the model's own numbering."""
 
-    model: nn.Module
+    model: Any
     family: Family
     seams: Sequence[Seam]
     replaced: Sequence[int]

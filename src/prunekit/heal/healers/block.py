@@ -1,7 +1,7 @@
 """Train the layers that stand in the place of removed blocks (LLM-Streamline).
 
-Chen et al., arXiv 2403.19135. Where a block was replaced, that is what it was replaced by; where layers
-were dropped, it is the layer before them.
+Chen et al., arXiv 2403.19135. Where a block was replaced, that is what it was replaced by; where
+layers were dropped, it is the layer before them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,5 @@ from prunekit.heal.healers._healer import Healer, Patient
 class Block(Healer):
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         return [
-            weight
-            for layer in patient.replaced
-            for weight in patient.layers[layer].parameters()
+            weight for layer in patient.replaced for weight in patient.layers[layer].parameters()
         ]

@@ -1,7 +1,7 @@
 """Train the output embedding, the final norm and the last layers.
 
-Reassessing layer pruning in LLMs, Lu et al., arXiv 2411.15558. An output embedding that is tied to the
-input embedding is trained as both.
+Reassessing layer pruning in LLMs, Lu et al., arXiv 2411.15558. An output embedding that is tied to
+the input embedding is trained as both.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Train low-rank adapters beside the matrices of the decoder layers, and merge them (LoRA).
 
-Hu et al., arXiv 2106.09685, by peft. Fused experts and routers have none. A matrix with zeros is trained
-as (W + s BA) where W is not zero, so what is merged is what was trained.
+Hu et al., arXiv 2106.09685, by peft. Fused experts and routers have none. A matrix with zeros is
+trained as (W + s BA) where W is not zero, so what is merged is what was trained.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Lora(Healer):
     """`targets` is all, or some last words of names, such as q_proj,v_proj."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: str = "all"
 
@@ -35,14 +35,12 @@ class Lora(Healer):
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, bias="none",
             target_modules=self.matrices(patient), task_type="CAUSAL_LM",
         )  # fmt: skip
-        return get_peft_model(patient.model, config)
+        net = get_peft_model(patient.model, config)
+        keep_zeros(net)
+        return net
 
     def choose(self, patient: Patient) -> list[nn.Parameter]:
-        return [
-            weight
-            for name, weight in patient.model.named_parameters()
-            if "lora_" in name
-        ]
+        return [weight for name, weight in patient.model.named_parameters() if "lora_" in name]
 
     def matrices(self, patient: Patient) -> list[str]:
         """The full names of the matrices that get adapters. Raises InputError if there are none."""
@@ -77,7 +75,8 @@ def keep_zeros(model: nn.Module) -> int:
     found = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_matrix(module.get_base_layer()):
-            weight = module.get_base_layer().weight
+            base: Any = module.get_base_layer()
+            weight = base.weight
             held = weight != 0
             if not weight.is_floating_point() or held.all():  # four bits hold no zeros
                 continue
