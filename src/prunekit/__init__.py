@@ -19,11 +19,13 @@ _NAMES = {
     "Plan": "plan.plan",
     "Scores": "plan.scores",
     "Text": "text.packing",
+    "attach": "verbs.heal",
     "choose": "plan.choose",
     "compare": "verbs.compare",
     "cut": "verbs.cut",
     "demo": "verbs.demo",
     "evaluate": "verbs.evaluate",
+    "heal": "verbs.heal",
     "load": "model.load",
     "load_text": "text.packing",
     "prune": "verbs.prune",
@@ -32,6 +34,7 @@ _NAMES = {
     "score": "verbs.score",
     "search": "verbs.search",
     "show": "verbs.show",
+    "teach": "verbs.teach",
     "walk": "model.walk",
 }
 __all__ = list(_NAMES)

@@ -110,7 +110,7 @@ def make(room: str, name: str, given: dict[str, Any] | None = None) -> Any:
 
 
 def _singular(room: str) -> str:
-    return {"criteria": "criterion", "plan.choosers": "chooser"}.get(room, room.rstrip("s"))
+    return {"criteria": "criterion"}.get(room, room.rpartition(".")[2].rstrip("s"))
 
 
 def _import_file(path: Path, kind: str) -> ModuleType:

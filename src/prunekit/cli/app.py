@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit.plan.plan import Plan
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+SHARED = ("score", "evaluate", "heal")  # what several processes can do together
 
 app = typer.Typer(
     help="Makes causal language models smaller: finds what they do not need, takes it out, "
@@ -437,13 +438,141 @@ def compare(
         tables.comparison_table(compared)
 
 
+@app.command()
+def heal(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, pruned or not.")],
+    out: Out,
+    how: Annotated[str, typer.Option(help="See `prunekit list healers`.")] = "lora",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-O", "--option", metavar="NAME=VALUE", help="An option of the healer."),
+    ] = None,
+    losses: Annotated[
+        str, typer.Option(metavar="NAME=WEIGHT,...", help="See `prunekit list losses`.")
+    ] = "",
+    temperature: Annotated[float, typer.Option(help="Of the loss `logits`.")] = 1.0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|LOGITS",
+            help="What `logits` and `states` are held against: the model it was made from.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Train nothing: merge this adapter (--no-merge)."),
+    ] = None,
+    text: TextSource = "stdlib/train",
+    tokens: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT", help="To train on: 250k, 4M; 1M, or as many as there are."),
+    ] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="See tokens more than once.")] = False,
+    length: Annotated[int | None, typer.Option(help="Tokens per sample; 512.")] = None,
+    batch: Annotated[int, typer.Option(help="Samples a step, of all processes.")] = 16,
+    micro: Annotated[
+        int | None, typer.Option(help="Samples a process runs at once; about 2048 tokens' worth.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; the healer's usual.")] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.03,
+    floor: Annotated[float, typer.Option(help="What the rate falls to: a share of it.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option()] = 0.0,
+    clip: Annotated[float, typer.Option(help="Most that the gradient's norm may be.")] = 1.0,
+    evaluations: Annotated[int, typer.Option(help="How often held-out loss is taken.")] = 10,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many of them without a new best.")
+    ] = None,
+    save_every: Annotated[float, typer.Option(help="Seconds between states to go on from.")] = 300,
+    merge: Annotated[bool, typer.Option(help="LoRA: merge; else write the adapter alone.")] = True,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute states anew on the way back.")
+    ] = False,
+    cache: Annotated[
+        str, typer.Option(metavar="auto|none|memory|disk", help="Of states, for --how block.")
+    ] = "auto",
+    shard: Annotated[str, typer.Option(metavar="none|fsdp", help="Among processes.")] = "none",
+    processes: Annotated[
+        int | None, typer.Option(help="Fail unless so many came up (torchrun).")
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="tensorboard|wandb|trackio", help="Log losses there.")
+    ] = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    json: Json = False,
+) -> None:
+    """Train a pruned model back: what was removed stays removed. The same command carries on."""
+    if adapter:
+        from prunekit.verbs.heal import attach
+
+        attach(model, adapter, out)
+        _remark(f"wrote {out}: {model} with {adapter} merged")
+        return
+    from prunekit.cli.progress import training
+    from prunekit.verbs.heal import heal
+
+    with training() as report:
+        healed = heal(
+            model, out, how=how, options=_options(option), losses=_losses(losses),
+            temperature=temperature, teacher=teacher, text=text, tokens=_count(tokens),
+            repeat=repeat, length=length, batch=batch, micro=micro, rate=rate, warmup=warmup,
+            floor=floor, weight_decay=weight_decay, clip=clip, evaluations=evaluations,
+            patience=patience, save_every=save_every, seed=seed, merge=merge,
+            checkpointing=checkpointing, cache=cache, memory=memory, scratch=scratch, walk=walk,
+            shard=shard, processes=processes, track=track, dtype=dtype, device=device,
+            report=report,
+        )  # fmt: skip
+    if json:
+        tables.print_json({"history": healed.history, "trained": healed.trained})
+    else:
+        tables.healed_table(healed)
+    _remark(f"wrote {out}; {healed.history.ended}")
+
+
+@app.command()
+def teach(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="A new folder.")],
+    text: TextSource = "stdlib/train",
+    length: Annotated[int | None, typer.Option(help="Tokens per sample; 512.")] = None,
+    top: Annotated[int, typer.Option(help="Likeliest next tokens kept of each token.")] = 64,
+    batch: Batch = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+    quantize: Quantize = None,
+    double_quant: DoubleQuant = True,
+) -> None:
+    """Write down a dense model's likeliest next tokens, so that `heal --teacher OUT` needs no
+    teacher."""
+    from prunekit.verbs.teach import teach
+
+    teach(
+        model, out, text=text, length=length, top=top, batch=batch, dtype=dtype, device=device,
+        walk=walk, memory=memory, scratch=scratch, quantize=quantize, double_quant=double_quant,
+        watch=bar,
+    )  # fmt: skip
+    _remark(f"wrote {out}")
+
+
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|measures")]) -> None:
+def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|...")]) -> None:
     """What there is to choose from, with a line on each."""
     from prunekit.plugins import names, nearest
 
-    rooms = {"criteria": "criteria", "choosers": "plan.choosers", "measures": "measures"}
-    if what == "edits":
+    rooms = {"criteria": "criteria", "choosers": "plan.choosers", "healers": "heal.healers",
+             "measures": "measures"}  # fmt: skip
+    if what == "losses":
+        from prunekit.heal.losses import LOCAL, WHOLE
+
+        found = WHOLE | LOCAL
+    elif what == "edits":
         found = {
             "drop": "Remove whole layers.",
             "merge": "Fold layers into others: weighted means of their weights.",
@@ -452,7 +581,9 @@ def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|m
     elif what in rooms:
         found = names(rooms[what])
     else:
-        raise InputError(f"nothing called {what!r} to list{nearest(what, [*rooms, 'edits'])}")
+        raise InputError(
+            f"nothing called {what!r} to list{nearest(what, [*rooms, 'edits', 'losses'])}"
+        )
     for name, line in found.items():
         print(f"{name:16} {line}")
 
@@ -461,8 +592,9 @@ def main() -> None:
     """Run the command line: one line and exit code 2 for what the user can mend."""
     # Read when transformers is imported: its warnings would drown the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if ranks() > 1 and sys.argv[1:2] not in (["score"], ["evaluate"]):
-        _fail(f"{ranks()} processes can share `score` and `evaluate`; run anything else in one")
+    if ranks() > 1 and sys.argv[1:2] not in ([verb] for verb in SHARED):
+        verbs = ", ".join(f"`{verb}`" for verb in SHARED)
+        _fail(f"{ranks()} processes can share {verbs}; run anything else in one")
     if rank() > 0:  # one of them speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
@@ -599,6 +731,31 @@ def _options(given: list[str] | None, flag: str = "--option") -> dict[str, str]:
             raise InputError(f"{flag} {entry!r}: give NAME=VALUE, such as tokens=all")
         options[name] = value
     return options
+
+
+def _losses(text: str) -> dict[str, float] | None:
+    found = {}
+    for entry in _words(text):
+        name, _, weight = entry.partition("=")
+        try:
+            found[name] = float(weight or 1)
+        except ValueError:
+            raise InputError(f"--losses {entry!r}: give NAME=WEIGHT, such as logits=0.5") from None
+    return found or None
+
+
+def _count(text: str | None) -> int | None:
+    """A number of tokens, such as 250k or 4M."""
+    if text is None:
+        return None
+    shift = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        found = float(text[:-1] if shift > 1 else text) * shift
+        if not 1 <= found < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--tokens {text!r}: a number such as 250000, 250k or 4M") from None
+    return round(found)
 
 
 def _words(text: str) -> list[str]:

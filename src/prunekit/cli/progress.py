@@ -1,5 +1,6 @@
-"""Progress bars on stderr: one for each walk, gone when it ends."""
+"""Progress bars on stderr: one for each walk or training, gone when it ends."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from prunekit.model.ranks import rank
 
 if TYPE_CHECKING:
+    from prunekit.heal.trainer import Report
     from prunekit.model.walk import Observer
 
 
@@ -30,3 +32,25 @@ def bar(title: str, steps: int) -> "Iterator[Observer]":
                 progress.advance(task)
 
         yield Advance()
+
+
+@contextmanager
+def training() -> "Iterator[Report]":
+    """A bar with the loss, tokens per second and the time left; where it would be noise, a line for
+    every twentieth part."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    console = Console(stderr=True)
+    speaks = rank() == 0
+    shown = console.is_terminal and speaks
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task("healing", total=None)
+
+        def report(step: int, steps: int, loss: float, tokens_per_second: float) -> None:
+            said = f"loss {loss:.4f}, {tokens_per_second:,.0f} tok/s"
+            progress.update(task, total=steps, completed=step, description=said)
+            part = max(1, steps // 20)
+            if speaks and not shown and (step % part == 0 or step == steps):
+                print(f"step {step} of {steps}: {said}", file=sys.stderr, flush=True)
+
+        yield report

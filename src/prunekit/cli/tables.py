@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunekit.verbs.compare import Comparison
     from prunekit.verbs.demo import Row
     from prunekit.verbs.evaluate import Results
+    from prunekit.verbs.heal import Healed
     from prunekit.verbs.show import Anatomy
 
 
@@ -139,6 +140,21 @@ def comparison_table(compared: "Comparison") -> None:
     calibrated = compared.calibration_text
     print(f"chosen on {calibrated['source']}: {calibrated['samples']} samples; criteria that share "
           "a walk share its seconds")  # fmt: skip
+
+
+def healed_table(healed: "Healed") -> None:
+    """What a training gained on text that was held out."""
+    history = healed.history
+    rows = [
+        [f"{name}{'' if name in healed.losses else ' (not trained on)'}", f"{before:.4f}",
+         f"{history.best[name]:.4f}"]
+        for name, before in history.before.items()
+    ]  # fmt: skip
+    print_table("", ["held-out loss", "before", f"best, step {history.best_step}"], rows)
+    print(
+        f"{count(healed.trained)} weights trained on {count(history.tokens)} tokens in "
+        f"{history.seconds:.0f} s, {history.tokens_per_second:,.0f} tok/s"
+    )
 
 
 def anatomy_table(anatomy: "Anatomy") -> None:

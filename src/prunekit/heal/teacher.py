@@ -1,24 +1,16 @@
-"""Where a student's targets come from: a dense model, in memory or from disk, or saved logits."""
+"""Where a student's targets come from: a dense model, in memory or from disk."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from prunekit.errors import InputError
 from prunekit.heal.head import Head
-from prunekit.heal.losses import TopK
 from prunekit.heal.student import Logits, View, entering
 from prunekit.model.load import Loaded
 from prunekit.model.units import DENSE
 from prunekit.model.walk import Observer
-
-SAVED = "logits.safetensors"
-RECORD = "logits.json"
 
 
 class Teacher(Protocol):
@@ -94,50 +86,3 @@ class _Kept(Observer):
 
     def see_logits(self, batch: int, tokens: Tensor, logits: Tensor) -> None:
         self.logits[batch] = logits[:, :-1].flatten(0, 1)
-
-
-class Saved:
-    """The largest logits that `prunekit teach` wrote down: no teacher is run.
-
-    `numbers` has the place in the text of each sample of the training.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.numbers: Tensor | None = None
-        try:
-            self.record: dict[str, Any] = json.loads((self.folder / RECORD).read_text("utf-8"))
-            self.file = safe_open(self.folder / SAVED, framework="pt")
-            self.values = self.file.get_slice("values")
-            self.tokens = self.file.get_slice("tokens")
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{str(self.folder)!r}: no logits that `prunekit teach` wrote ({error})"
-            ) from None
-
-    def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises InputError if they are of another vocabulary."""
-        if self.record["vocabulary"] != vocabulary:
-            raise InputError(
-                f"{str(self.folder)!r}: saved for a vocabulary of {self.record['vocabulary']}; the "
-                f"model has {vocabulary}"
-            )
-
-    def begin(self, text: dict[str, Any], numbers: Tensor) -> None:
-        """Raises InputError if they are of another text than the one trained on."""
-        for key in ("digest", "length", "available", "total_tokens", "join", "bos"):
-            if self.record["text"][key] != text[key]:
-                raise InputError(
-                    f"{str(self.folder)!r}: saved for another text: its {key} is "
-                    f"{self.record['text'][key]!r}, this one's {text[key]!r}"
-                )
-        self.numbers = numbers
-
-    def views(self, batches: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[View]:
-        assert self.numbers is not None
-        for tokens, numbers in zip(batches, (self.numbers[few] for few in rows), strict=True):
-            values, ids = (
-                torch.cat([held[row : row + 1] for row in numbers.tolist()]).flatten(0, 1)
-                for held in (self.values, self.tokens)
-            )
-            yield View(TopK(values.to(tokens.device), ids.to(tokens.device, torch.long)).of)

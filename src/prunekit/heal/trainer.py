@@ -120,6 +120,7 @@ def train(
         run.better(0, loop.held_out())
     asked_at = schedule.evaluated_at()
     ended, since_save = "all tokens seen", time.monotonic()
+    loop.seconds_held_out = 0.0
     start, started_at = time.monotonic(), run.step
     with _told_to_stop() as told:
         while run.step < schedule.steps:

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from prunekit import plugins
 from prunekit.errors import InputError
+from prunekit.heal.adapters import (
+    ADAPTER,
+    check_adapter,
+    merged_weights,
+    save_adapter,
+)
 from prunekit.heal.block import Blocks, Cache
 from prunekit.heal.engine import Engine
 from prunekit.heal.healers._healer import Healer, Patient
 from prunekit.heal.healers.block import Block
 from prunekit.heal.healers.lora import Lora
 from prunekit.heal.losses import LOCAL, parse_losses
-from prunekit.heal.save import (
-    ADAPTER,
-    check_adapter,
-    merged_weights,
-    save_adapter,
-)
+from prunekit.heal.saved import RECORD, Saved
 from prunekit.heal.student import Student, Task
-from prunekit.heal.teacher import RECORD, FromDisk, InMemory, Saved, Teacher
+from prunekit.heal.teacher import FromDisk, InMemory, Teacher
 from prunekit.heal.trainer import LOSSES, History, Report, Schedule, settings_of, train
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import InputError
+from prunekit.heal.adapters import quiet_peft
 from prunekit.heal.healers._healer import Healer, Patient
 from prunekit.model.family import ROUTER
 
@@ -29,13 +30,14 @@ class Lora(Healer):
     rate = 5e-4
 
     def adapt(self, patient: Patient) -> nn.Module:
-        from peft import LoraConfig, get_peft_model
+        with quiet_peft():
+            from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, bias="none",
-            target_modules=self.matrices(patient), task_type="CAUSAL_LM",
-        )  # fmt: skip
-        net = get_peft_model(patient.model, config)
+            config = LoraConfig(
+                r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, bias="none",
+                target_modules=self.matrices(patient), task_type="CAUSAL_LM",
+            )  # fmt: skip
+            net = get_peft_model(patient.model, config)
         keep_zeros(net)
         return net
 

@@ -4,6 +4,10 @@ An adapter is kept as peft writes it, with a record of the model it belongs to.
 """
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,15 @@ from prunekit.model.checkpoint import STORY, Checkpoint
 from prunekit.model.family import Family
 
 ADAPTER = "adapter"
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Within the block peft may be imported and used, and says nothing that users can't mend."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it
+    with warnings.catch_warnings():  # of transformers, about what peft asks it
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def save_adapter(model: Any, folder: Path, checkpoint: Checkpoint, layers: int) -> None:
@@ -52,10 +65,11 @@ def merged_weights(model: nn.Module, folder: Path, family: Family) -> dict[str, 
 
     W + s BA where W is not zero, in float32. The model is left as it is.
     """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    with quiet_peft():
+        from peft import PeftModel
+        from peft.tuners.lora import LoraLayer
 
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
     names = {id(weight): name for name, weight in _bare(adapted)}
     found = {}
     for module in adapted.modules():
