@@ -84,7 +84,8 @@ class Student(Task):
         # The language loss costs next to nothing beside the others, and says what they do to it.
         self.names = tuple(dict.fromkeys(["language", *wanted]))
         self.weights = tuple(wanted.get(name, 0.0) for name in self.names)
-        self.chunked = self.head.can_chunk
+        with self._precision():
+            self.chunked = self.head.can_chunk
 
     def views(self, batches: Sequence[Tensor], rows: Sequence[Tensor]) -> Iterator[View]:
         if self.teacher is None:
@@ -92,8 +93,7 @@ class Student(Task):
         return self.teacher.views(batches, rows)
 
     def forward(self, tokens: Tensor, view: View) -> Tensor:
-        kind = tokens.device.type
-        with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+        with self._precision():
             with entering(self.layers, self.matches) as states:
                 if self.chunked:
                     last = self.head.states(tokens)
@@ -112,6 +112,10 @@ class Student(Task):
 
     def in_model(self, name: str) -> str:
         return name.removeprefix("model.")
+
+    def _precision(self) -> torch.autocast:
+        kind = self.base.device.type
+        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
 
     @property
     def _token_losses(self) -> list[str]:

@@ -26,6 +26,7 @@ STATE = "state.pt"
 SETTINGS = "settings.json"
 LOSSES = "losses.jsonl"
 BETAS = (0.9, 0.95)
+MOST = 1e30  # more overflows in float32
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Schedule:
     The learning rate rises to `rate` over the share `warmup` of the steps and falls along a cosine
     to `floor` of it, which the last step has. The loss on held-out samples is taken `evaluations`
     times; after `patience` of them without a new best, if given, training stops. A state to go on
-    from is saved every `save_every` seconds.
+    from is saved every `save_every` seconds. Raises InputError for numbers that make no sense.
     """
 
     steps: int
@@ -50,6 +51,21 @@ class Schedule:
     patience: int | None = None
     save_every: float = 300.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = {"warmup": self.warmup, "floor": self.floor}
+        least = {"evaluations": self.evaluations, "patience": self.patience}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} {share}: a share from 0 to 1")
+        for name, value in {"rate": self.rate, "clip": self.clip}.items():
+            if not 0 < value < MOST:
+                raise InputError(f"{name} {value}: a number above 0")
+        if not 0 <= self.weight_decay < MOST:
+            raise InputError(f"weight_decay {self.weight_decay}: a number from 0 on")
+        for name, count in least.items():
+            if count is not None and count < 1:
+                raise InputError(f"{name} {count}: at least 1")
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied with in step 0, 1, ..., steps - 1."""

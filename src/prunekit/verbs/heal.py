@@ -137,6 +137,7 @@ def heal(
         text=packed.describe(), held=held, dtype=dtype,
         teacher=dense.digest if isinstance(dense, Checkpoint) else teacher and str(teacher),
     )  # fmt: skip
+    torch.manual_seed(seed)  # for what a healer draws: every process the same, and every run
     opening: How = {"dtype": dtype, "device": str(engine.device)}
     beside: How = {**opening, "walk": walk, "memory": memory, "scratch": scratch}
     if LOCAL.keys() & wanted.keys():
@@ -321,6 +322,7 @@ def _global(
     student = load(checkpoint, **whole)
     patient = _patient(student, before)
     net = healer.adapt(patient)
+    autocast = _autocast(student)
     chosen = _choose(healer, patient)
     for module in student.model.modules():
         if hasattr(module, "layerdrop"):  # layers left out at random have no state to compare
@@ -341,7 +343,7 @@ def _global(
         teacher = kind(opened, list(matches.values()), "logits" in wanted)
     task = Student(
         net, patient.layers, wanted, teacher=teacher, matches=matches, temperature=temperature,
-        autocast=_autocast(student),
+        autocast=autocast,
     )  # fmt: skip
     pruned = [] if isinstance(healer, Lora) else _pruned(student, chosen)
     return _Ready(net, task, list(patient.layers), pruned)
@@ -364,6 +366,7 @@ def _local(
             "layers a block stands for"
         )
     student = load(checkpoint, **opening)
+    autocast = _autocast(student)
     places = replaced(checkpoint, ancestor)
     own = [layer for place in places for layer in place.layers]
     if student.layers is not None:  # on disk: these are held on to
@@ -373,7 +376,7 @@ def _local(
     chosen = _choose(healer, patient)
     task = Blocks(
         student.family.path, {layer: patient.layers[layer] for layer in own}, places,
-        ancestor.origins, wanted, load(dense, **beside), autocast=_autocast(student), cache=store,
+        ancestor.origins, wanted, load(dense, **beside), autocast=autocast, cache=store,
     )  # fmt: skip
     return _Ready(student.model, task, (), _pruned(student, chosen))
 
@@ -391,6 +394,7 @@ def _choose(healer: Healer, patient: Patient) -> list[nn.Parameter]:
 
 
 def _autocast(student: Loaded) -> torch.dtype | None:
+    """What a model computes in while it is trained, unless float32: asked before weights change."""
     return None if student.model.dtype == torch.float32 else torch.bfloat16
 
 

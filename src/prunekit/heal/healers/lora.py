@@ -1,6 +1,6 @@
 """Train low-rank adapters beside the matrices of the decoder layers, and merge them (LoRA).
 
-Hu et al., arXiv 2106.09685, by peft. Fused experts and routers have none. A matrix with zeros is
+Hu et al., arXiv 2106.09685, by peft. Fused experts, matrices named like them and routers have none. A matrix with zeros is
 trained as (W + s BA) where W is not zero, so what is merged is what was trained.
 """
 
@@ -16,6 +16,9 @@ from prunekit.errors import InputError
 from prunekit.heal.adapters import quiet_peft
 from prunekit.heal.healers._healer import Healer, Patient
 from prunekit.model.family import ROUTER
+
+# Where experts are fused, peft takes any module of these names for one of them.
+EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 @dataclass
@@ -46,10 +49,12 @@ class Lora(Healer):
 
     def matrices(self, patient: Patient) -> list[str]:
         """The full names of the matrices that get adapters. Raises InputError if there are none."""
+        fused = any(weight.ndim > 2 for weight in patient.layers.parameters())
         inside = [
             f"{patient.family.path}.{name}"
             for name, module in patient.layers.named_modules()
             if _is_matrix(module) and not ROUTER.search(name)
+            if not (fused and name.rpartition(".")[2] in EXPERTS)
         ]
         words = [word.strip() for word in self.targets.split(",") if word.strip()]
         chosen = [name for name in inside if words == ["all"] or name.rpartition(".")[2] in words]
