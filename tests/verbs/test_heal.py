@@ -218,7 +218,7 @@ def test_merged_adapter_equals_unmerged(
 
 
 def test_lora_says_which_matrices_there_are(healed: Heal) -> None:
-    with pytest.raises(InputError, match="q_proj.*or take all"):
+    with pytest.raises(InputError, match=r"q_proj.*or take all"):
         healed(how="lora", options={"targets": "query"})
 
 
@@ -279,7 +279,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(
     model.resize_token_embeddings(150)
     model.save_pretrained(tmp_path / "wide")
     tokenizer.save_pretrained(tmp_path / "wide")
-    with pytest.raises(InputError, match="vocabulary of 150 tokens, .* one of 128"):
+    with pytest.raises(InputError, match=r"vocabulary of 150 tokens, .* one of 128"):
         healed(losses={"logits": 1.0}, teacher=tmp_path / "wide")
 
 
