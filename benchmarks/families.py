@@ -30,7 +30,8 @@ from prunekit.model.checkpoint import CAUSAL_IF, Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import load
 from prunekit.model.loss import Logits
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 from prunekit.surgery.check import probe
 

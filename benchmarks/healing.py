@@ -26,9 +26,9 @@ import prunekit
 # that are wider take lower ones.
 WAYS = {
     "block": {"how": "block", "rate": 3e-3},
-    "lora q,v": {"how": "lora", "options": {"targets": "q_proj,v_proj"}, "rate": 3e-3},
+    "lora-qv": {"how": "lora", "options": {"targets": "q_proj,v_proj"}, "rate": 1e-2},
     "lora": {"how": "lora", "rate": 3e-3},
-    "full": {"how": "full", "rate": 1e-3},
+    "full": {"how": "full", "rate": 5e-4},
     "last": {"how": "last", "rate": 5e-4},
     "seam": {"how": "seam", "rate": 3e-3},
 }

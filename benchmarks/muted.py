@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from prunekit.measures.latency import decode_speed
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import load
-from prunekit.plan.plan import Mute, Plan
+from prunekit.plan.edits import Mute
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 
 

@@ -169,7 +169,7 @@ def test_a_private_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         (PRIVATE + "\n\n@dataclass\nclass Second:\n    pass\n", 2),
         ("class Plain:\n    pass\n", 0),
         ("from dataclasses import dataclass\n@dataclass\nclass _Hidden:\n    pass\n", 0),
-        ("from prunekit.plan.plan import Drop\n", 0),
+        ("from prunekit.plan.edits import Drop\n", 0),
     ],
 )
 def test_a_private_file_must_define_one_public_dataclass(

@@ -11,7 +11,8 @@ from prunekit.measures.latency import decode_speed
 from prunekit.measures.perplexity import Perplexity
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import load
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.verbs.cut import cut
 from prunekit.verbs.evaluate import evaluate
 from prunekit.verbs.prune import prune

@@ -20,7 +20,8 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.load import Loaded, load
 from prunekit.model.walk import Observer
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 
 LAYERS = 6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.plan.choose import choose, needs_judge, resolve
-from prunekit.plan.plan import Merge, Mute
+from prunekit.plan.edits import Merge, Mute
 from prunekit.plan.scores import Base, Scores
 
 
@@ -366,7 +366,7 @@ def test_a_chooser_that_needs_the_model_says_so(chooser: str) -> None:
 
 NONSENSE = """
 from dataclasses import dataclass
-from prunekit.plan.plan import Merge
+from prunekit.plan.edits import Merge
 
 @dataclass(frozen=True)
 class Nonsense:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
+from prunekit.plan.edits import Drop, Edit, Merge, Mute
 from prunekit.plan.mergekit import to_mergekit
-from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan, read_plan
+from prunekit.plan.plan import Plan, read_plan
 from prunekit.plan.scores import Base
 
 

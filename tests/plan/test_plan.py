@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.model.units import blocks, runs
-from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan, parse_layers, read_plan
+from prunekit.plan.edits import Drop, Edit, Merge, Mute, parse_layers
+from prunekit.plan.plan import Plan, read_plan
 from prunekit.plan.scores import Base
 
 BASE = Base("org/model", "llama", 32, "0123456789abcdef" * 4)

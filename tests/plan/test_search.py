@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.model.units import Unit, Variant
-from prunekit.plan.plan import Drop, Mute, Plan
+from prunekit.plan.edits import Drop, Mute
+from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Base, Scores
 from prunekit.plan.search import DENSE, Trials, search
 from prunekit.plan.target import Target, count

@@ -17,7 +17,8 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family
 from prunekit.model.names import disk_prefix
 from prunekit.model.tensors import Tensor as OnDisk
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 
 DROPPED = (1, 3)

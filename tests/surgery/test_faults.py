@@ -17,7 +17,8 @@ from tiny import tiny_model
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import INDEX, Checkpoint
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 from prunekit.verbs.cut import cut
 

@@ -16,7 +16,8 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import load
 from prunekit.model.loss import Logits
 from prunekit.model.mute import _Silent
-from prunekit.plan.plan import Drop, Edit, Merge, Mute, Plan
+from prunekit.plan.edits import Drop, Edit, Merge, Mute
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 
 TOKENS = torch.randint(3, 100, (2, 16), generator=torch.Generator().manual_seed(5))

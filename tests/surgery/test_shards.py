@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import INDEX, Checkpoint
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 from prunekit.verbs.cut import cut
 
 LAST = Plan((Drop((6, 7)),))  # so that the layers before it keep their names

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.plan.plan import Drop, Mute, Plan
+from prunekit.plan.edits import Drop, Mute
+from prunekit.plan.plan import Plan
 from prunekit.surgery.apply import apply
 from prunekit.verbs.evaluate import evaluate
 from prunekit.verbs.heal import Healed, attach, heal

@@ -595,7 +595,7 @@ def main() -> None:
     if ranks() > 1 and sys.argv[1:2] not in ([verb] for verb in SHARED):
         verbs = ", ".join(f"`{verb}`" for verb in SHARED)
         _fail(f"{ranks()} processes can share {verbs}; run anything else in one")
-    if rank() > 0:  # one of them speaks for all
+    if rank() > 0:  # one of them speaks for all, but each for its own failure
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -709,7 +709,8 @@ def _picture(
 
 
 def _remark(line: str) -> None:
-    print(line, file=sys.stderr)
+    if rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def _unit(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Opens a model to run it: whole in memory, or with its layers brought from disk one at a time."""
 
+import copy
 import logging
 import platform
 import tempfile
@@ -129,6 +130,13 @@ class Loaded:
         `calls`."""
         places = self.family.layers(self.model)
         return calls(self.model, places, batches, wanted, end, source=self.layers, bare=bare)
+
+    def take(self, numbers: Sequence[int]) -> list[nn.Module]:
+        """These layers, whole: held in memory, also where the others come from disk."""
+        if self.layers is None:
+            places = self.family.layers(self.model)
+            return [places[number] for number in numbers]
+        return [copy.deepcopy(layer) for layer in self.layers.in_turn(numbers)]
 
     def each_layer(self) -> Generator[nn.Module]:
         """Every decoder layer in turn, whole until the next is asked for."""

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from prunekit import plugins
 from prunekit.errors import InputError
 from prunekit.model.units import Unit
-from prunekit.plan.plan import Merge, Plan, edits_of
+from prunekit.plan.edits import Merge, edits_of
+from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Kind, Scores
 
 Choice = int | Unit | Merge

@@ -11,7 +11,8 @@ import yaml
 
 from prunekit.errors import InputError
 from prunekit.model.units import runs
-from prunekit.plan.plan import Drop, Plan
+from prunekit.plan.edits import Drop
+from prunekit.plan.plan import Plan
 
 
 def to_mergekit(plan: Plan, dtype: str = "bfloat16") -> str:

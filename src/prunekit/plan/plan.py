@@ -2,82 +2,22 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.model.units import HALVES, Part, Unit, Variant, blocks
+from prunekit.model.units import Unit, Variant
+from prunekit.plan.edits import Drop, Edit, Fold, Merge, Mute, Replace, parse_edit, shown
 from prunekit.plan.scores import Base, parse_base
 
 HEADER = (
     "# A prunekit plan. Layers are counted from 0 in the base model; 5:9 stands for the layers\n"
     "# 5 to 8. Apply it with: prunekit cut MODEL THIS_FILE -o OUT\n"
 )
-BLOCK = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Remove whole layers, by their numbers in the base model."""
-
-    layers: tuple[int, ...]
-
-    def record(self) -> dict[str, Any]:
-        return {"drop": blocks(self.layers)}
-
-
-@dataclass(frozen=True)
-class Mute:
-    """Let the attention or the MLP half of layers do nothing: zeros; the layers stay."""
-
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
-
-    @property
-    def units(self) -> list[Unit]:
-        return [(layer, half) for half in HALVES for layer in getattr(self, half)]
-
-    def record(self) -> dict[str, Any]:
-        halves = {half: blocks(getattr(self, half)) for half in HALVES}
-        return {"mute": {half: layers for half, layers in halves.items() if layers}}
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Fold `layers`, which go, one after the other into the layer `into`, which stays.
-
-    Each fold is W <- w * W_into + (1 - w) * W_layer with its weight w of `weights`: with weight 1
-    the layer is dropped. Norms are interpolated like that too, or kept as they are in `into`.
-    """
-
-    into: int
-    layers: tuple[int, ...]
-    weights: tuple[float, ...]
-    norms: Literal["interpolate", "keep"] = "interpolate"
-
-    def __post_init__(self) -> None:
-        for weight in self.weights:
-            number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not 0 <= weight <= 1:  # NaN is not
-                raise InputError(f"merge.weights: {_shown(weight)} is not a number from 0 to 1")
-        if len(self.weights) != len(self.layers):
-            raise InputError(
-                f"merge.weights: {len(self.weights)} for {len(self.layers)} layers; "
-                "each layer needs one"
-            )
-        if self.norms not in ("interpolate", "keep"):
-            raise InputError(f"merge.norms: {_shown(self.norms)} is neither interpolate nor keep")
-
-    def record(self) -> dict[str, Any]:
-        merge = {"into": self.into, "layers": list(self.layers)}
-        return {"merge": {**merge, "weights": [*map(float, self.weights)], "norms": self.norms}}
-
-
-Edit = Drop | Mute | Merge
 
 
 @dataclass(frozen=True)
@@ -96,9 +36,20 @@ class Plan:
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """The layers that `drop` removes, ascending."""
-        drops = [edit for edit in self.edits if isinstance(edit, Drop)]
-        return tuple(sorted(layer for edit in drops for layer in edit.layers))
+        """The layers that go whole, ascending: all that go but those merged into others."""
+        gone = [
+            *(edit.layers for edit in self.edits if isinstance(edit, Drop | Fold)),
+            *(edit.removed for edit in self.replacements),
+        ]
+        return tuple(sorted(layer for layers in gone for layer in layers))
+
+    @property
+    def replacements(self) -> tuple[Replace, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Replace))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Fold))
 
     @property
     def merges(self) -> tuple[Merge, ...]:
@@ -113,8 +64,13 @@ class Plan:
     @property
     def muted(self) -> tuple[Unit, ...]:
         """The halves that do nothing, ascending."""
-        mutes = [edit for edit in self.edits if isinstance(edit, Mute)]
-        return tuple(sorted(unit for edit in mutes for unit in edit.units))
+        mutes = [edit.units for edit in self.edits if isinstance(edit, Mute)]
+        by_mlp: list[list[Unit]] = [
+            [(layer, "attention") for layer in edit.kept]
+            for edit in self.replacements
+            if edit.by == "mlp"
+        ]
+        return tuple(sorted(unit for units in [*mutes, *by_mlp] for unit in units))
 
     @property
     def variant(self) -> Variant:
@@ -134,27 +90,35 @@ class Plan:
     def _problems(self, layers: int) -> Iterator[str]:
         removed, muted = Counter(self.removed), Counter(self.muted)
         into = Counter(edit.into for edit in self.merges)
+        instead = Counter(layer for edit in self.replacements for layer in edit.kept)
         drops = "removes" if self.merges else "drops"
-        named = {drops: removed, "merges into": into, "mutes": Counter(n for n, _ in muted)}
-        for does, among in named.items():
-            for layer in among:
-                if not 0 <= layer < layers:
-                    yield f"{does} layer {layer}; the model has layers 0 to {layers - 1}"
-        for layer, times in removed.items():
-            if times > 1:
-                yield f"{drops} layer {layer} twice"
-        for layer, times in into.items():
-            if times > 1:
-                yield f"has two merges into layer {layer}; write them as one"
+        taking = {"merges into": into, "puts in the place of a block": instead}
+        named = {drops: removed, "mutes": Counter(layer for layer, _ in muted), **taking}
+        for does, layer in _all(named):
+            if not 0 <= layer < layers:
+                yield f"{does} layer {layer}; the model has layers 0 to {layers - 1}"
+        for layer in _twice(removed):
+            yield f"{drops} layer {layer} twice"
+        for layer in _twice(into):
+            yield f"has two merges into layer {layer}; write them as one"
+        for does, layer in _all(taking):
             if layer in removed:
-                yield f"merges into layer {layer}, which it removes"
-        for (layer, half), times in muted.items():
-            if times > 1:
-                yield f"mutes the {half} of layer {layer} twice"
+                yield f"{does} layer {layer}, which it removes"
+        for layer, half in _twice(muted):
+            yield f"mutes the {half} of layer {layer} twice"
+        for layer, half in muted:
             if layer in removed:
                 yield f"mutes the {half} of layer {layer}, which it removes"
+        yield from self._folded_wrong()
         if len(removed) >= layers:
             yield f"{drops} all {layers} layers; at least one must stay"
+
+    def _folded_wrong(self) -> Iterator[str]:
+        for layer in (edit.layers[0] - 1 for edit in self.folds):
+            if layer in self.removed:
+                yield f"folds into layer {layer}, which it removes; fold both blocks as one"
+            if (layer, "mlp") in self.muted or layer in (edit.into for edit in self.merges):
+                yield f"folds into layer {layer}, whose mlp it changes"
 
     def check(self, base: Base) -> list[int]:
         """The layers that stay, if this plan was made for `base` (or for no model in particular).
@@ -185,16 +149,6 @@ class Plan:
         return HEADER + yaml.safe_dump(present, sort_keys=False, default_flow_style=None, width=100)
 
 
-def edits_of(variant: Iterable[Unit]) -> tuple[Edit, ...]:
-    """The edits that make a variant: its layers dropped, its halves muted."""
-    by_part: dict[Part, list[int]] = {"layer": [], "attention": [], "mlp": []}
-    for layer, part in sorted(variant):
-        by_part[part].append(layer)
-    drop = Drop(tuple(by_part["layer"]))
-    mute = Mute(tuple(by_part["attention"]), tuple(by_part["mlp"]))
-    return (*([drop] if drop.layers else []), *([mute] if mute.units else []))
-
-
 def read_plan(file: Path, layers: int | None = None) -> Plan:
     """A plan from its YAML file, or from mergekit's passthrough YAML.
 
@@ -217,14 +171,18 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     unknown = record.keys() - {"base", "edits", "made_by", "text"}
     if unknown:
         raise InputError(
-            f"{file}: unknown key {_shown(min(map(str, unknown)))}; "
+            f"{file}: unknown key {shown(min(map(str, unknown)))}; "
             "a plan has base, edits, made_by, text"
         )
     edits = record.get("edits")
     if not isinstance(edits, list):
         raise InputError(f"{file}: `edits` must be a list such as [{{drop: [5, 6]}}]")
+    parsed = (parse_edit(edit, f"{file}: edits[{number}]") for number, edit in enumerate(edits))
     return Plan(
-        tuple(_edit(edit, f"{file}: edits[{number}]") for number, edit in enumerate(edits)),
+        tuple(
+            replace(edit, maps=file.parent / edit.maps) if isinstance(edit, Fold) else edit
+            for edit in parsed
+        ),
         _base(record.get("base"), file),
         _mapping(record.get("made_by"), "made_by", file) or {},
         _mapping(record.get("text"), "text", file),
@@ -243,78 +201,12 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-def _edit(edit: Any, where: str) -> Edit:
-    if not isinstance(edit, dict) or len(edit) != 1:
-        raise InputError(f"{where}: one edit such as `drop: [5, 6]` is expected")
-    ((kind, value),) = edit.items()
-    if kind not in _EDITS:
-        raise InputError(f"{where}: no edit called {_shown(kind)}; there are: {', '.join(_EDITS)}")
-    try:
-        return _EDITS[kind](value)
-    except InputError as error:
-        raise InputError(f"{where}.{error}") from None
+def _all(named: dict[str, Counter[int]]) -> Iterator[tuple[str, int]]:
+    return ((does, layer) for does, among in named.items() for layer in among)
 
 
-def _drop(value: Any) -> Drop:
-    return Drop(parse_layers(value, "drop"))
-
-
-def _mute(value: Any) -> Mute:
-    given = _keys(value, "mute", HALVES)
-    return Mute(**{half: parse_layers(layers, f"mute.{half}") for half, layers in given.items()})
-
-
-def _merge(value: Any) -> Merge:
-    given = _keys(value, "merge", ("into", "layers", "weights", "norms"))
-    for key in ("into", "layers", "weights"):
-        if key not in given:
-            raise InputError(f"merge: `{key}` is missing")
-    into = parse_layers(given.pop("into"), "merge.into")
-    if len(into) != 1:
-        raise InputError(f"merge.into: {len(into)} layers; a merge goes into one")
-    layers = parse_layers(given.pop("layers"), "merge.layers")
-    weights = given.pop("weights")
-    return Merge(
-        into[0], layers, tuple(weights if isinstance(weights, list) else [weights]), **given
-    )
-
-
-_EDITS: dict[Any, Callable[[Any], Edit]] = {"drop": _drop, "mute": _mute, "merge": _merge}
-
-
-def _keys(value: Any, where: str, possible: Sequence[str]) -> dict[str, Any]:
-    """A mapping that has these keys only."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a mapping with {', '.join(possible)} is expected")
-    if unknown := value.keys() - set(possible):
-        raise InputError(
-            f"{where}: unknown key {_shown(min(map(str, unknown)))}; "
-            f"there are: {', '.join(possible)}"
-        )
-    return dict(value)
-
-
-def parse_layers(value: Any, where: str) -> tuple[int, ...]:
-    """Layer numbers from 5, "5:9" (half-open) or a list of those. Raises InputError."""
-    layers: list[int] = []
-    for entry in value if isinstance(value, list) else [value]:
-        if type(entry) is int and entry >= 0:
-            layers.append(entry)
-            continue
-        block = BLOCK.fullmatch(entry) if isinstance(entry, str) else None
-        start, end = map(int, block.groups()) if block else (0, 0)
-        if start >= end:
-            raise InputError(f"{where}: {_shown(entry)} is neither a layer (5) nor a block (5:9)")
-        layers.extend(range(start, end))
-    return tuple(layers)
-
-
-def _shown(value: Any) -> str:
-    """A value from a file, short: YAML's aliases can make a small file's value endless."""
-    if isinstance(value, list | dict | set):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _twice(counted: Counter[Any]) -> list[Any]:
+    return [item for item, times in counted.items() if times > 1]
 
 
 def _base(record: Any, file: Path) -> Base | None:

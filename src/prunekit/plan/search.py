@@ -10,7 +10,8 @@ from prunekit import plugins
 from prunekit.errors import InputError
 from prunekit.model.units import DENSE, HALVES, Unit, Variant, named
 from prunekit.plan.choose import in_order, needs_judge, resolve
-from prunekit.plan.plan import Plan, edits_of
+from prunekit.plan.edits import edits_of
+from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Base, Scores
 from prunekit.plan.target import Target, normal
 

@@ -16,6 +16,7 @@ from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Base
 from prunekit.surgery.check import check_made
 from prunekit.surgery.drop import drop
+from prunekit.surgery.fold import fold
 from prunekit.surgery.merge import merge
 from prunekit.surgery.mute import mute
 from prunekit.surgery.write import by_file, by_size, refuse_existing, whole_folder, write_shards
@@ -55,6 +56,7 @@ def apply(
     parts = drop(checkpoint, family, keep, packed)
     parts = mute(parts, checkpoint, family, plan.muted)
     parts = merge(parts, checkpoint, family, plan.merges)
+    parts = fold(parts, checkpoint, family, plan.folds)
     with whole_folder(out) as folder:
         write_shards(
             folder, by_file(parts) if shard_size is None else by_size(parts, shard_size), link
@@ -89,9 +91,15 @@ def _story(checkpoint: Checkpoint, plan: Plan, keep: Sequence[int]) -> dict[str,
         "base": {"name": checkpoint.name, "digest": checkpoint.digest},
         "dropped": list(plan.dropped),
         "merged": [edit.record()["merge"] for edit in plan.merges],
+        "folded": [edit.record()["fold"]["layers"] for edit in plan.folds],
+        "replaced": [
+            {"layers": [keep.index(layer) for layer in edit.kept], "by": edit.by}
+            for edit in plan.replacements
+        ],
         "muted": [[keep.index(layer), half] for layer, half in muted],
         "made_by": plan.made_by,
         "calibration_text": plan.text,
+        "training_text": plan.made_by.get("fold", {}).get("text"),
         "before": checkpoint.story or None,
     }
 

@@ -8,6 +8,7 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import Loaded, load
 from prunekit.model.loss import Logits
 from prunekit.plan.plan import Plan
+from prunekit.surgery.fold import fold_in_memory
 from prunekit.surgery.merge import is_norm, mean
 
 TOKENS = 48
@@ -15,10 +16,10 @@ TOKENS = 48
 
 def check_made(base: Checkpoint, plan: Plan, made: Checkpoint) -> None:
     """Raises InputError unless `made`, opened and run by transformers, gives the logits of `base`
-    without what the plan takes out and with what it merges, and generates if `base` does.
+    without what the plan takes out and with what it merges and folds, and generates if `base` does.
 
     Where `made` does not fit into memory, its layers are brought from disk, and it generates
-    nothing; where `base` does not, what merges give is not compared.
+    nothing; where `base` does not, what merges and folds give is not compared.
     """
     tokens = probe(base)
     expected = _walked(base, tokens, plan)
@@ -50,9 +51,10 @@ def check_made(base: Checkpoint, plan: Plan, made: Checkpoint) -> None:
 def _walked(checkpoint: Checkpoint, tokens: Tensor, plan: Plan) -> Tensor | None:
     """The logits of a model with a plan's edits made in memory; None if merges can't be."""
     loaded = load(checkpoint)
-    if plan.merges and loaded.layers:
+    if (plan.merges or plan.folds) and loaded.layers:
         return None
     _merge_in_memory(loaded, plan)
+    fold_in_memory(loaded, plan.folds)
     seen = Logits()
     loaded.walk_variants([tokens], {plan.variant: [seen]})
     return seen.logits

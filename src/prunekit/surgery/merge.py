@@ -15,7 +15,7 @@ from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import NORM, Family
 from prunekit.model.names import disk_prefix
 from prunekit.model.tensors import Tensor
-from prunekit.plan.plan import Merge
+from prunekit.plan.edits import Merge
 from prunekit.surgery.write import Part, bytes_of, read_tensor
 
 FLOATS = ("F32", "F16", "BF16", "F64")

@@ -1,6 +1,5 @@
 """Heal: train a pruned model, or a part of it, and write it anew."""
 
-import copy
 import importlib.metadata
 import shutil
 from collections.abc import Mapping, Sequence
@@ -158,8 +157,9 @@ def heal(
     trained = sum(weight.numel() for weight in engine.trained.values())
     if track:
         engine.accelerator.end_training()
+    # Where several processes hold a part each, all of them have to give it.
+    best = {ready.task.in_model(name): weight for name, weight in engine.whole().items()}
     if not engine.rank:
-        best = {ready.task.in_model(name): weight for name, weight in engine.whole().items()}
         made = {**settings, "trained": trained, "history": asdict(history)}
         with whole_folder(out) as folder:
             shutil.copyfile(_work(out) / LOSSES, folder / LOSSES)
@@ -369,9 +369,8 @@ def _local(
     autocast = _autocast(student)
     places = replaced(checkpoint, ancestor)
     own = [layer for place in places for layer in place.layers]
-    if student.layers is not None:  # on disk: these are held on to
-        for layer, module in zip(own, student.layers.in_turn(own), strict=True):
-            student.family.layers(student.model)[layer] = copy.deepcopy(module)
+    for layer, module in zip(own, student.take(own), strict=True):
+        student.family.layers(student.model)[layer] = module
     patient = _patient(student, before)
     chosen = _choose(healer, patient)
     task = Blocks(

@@ -1,8 +1,8 @@
 """Train low-rank adapters beside the matrices of the decoder layers, and merge them (LoRA).
 
 Hu et al., arXiv 2106.09685, by peft. Fused experts, matrices named like them and routers have
-none. A matrix with zeros is trained as (W + s BA) where W is not zero, so what is merged is what was
-trained.
+none. A matrix with zeros is trained as (W + s BA) where W is not zero, so what is merged is what
+was trained.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from typing import Literal
 
 from prunekit.errors import InputError
 from prunekit.model.units import runs
-from prunekit.plan.plan import Merge
+from prunekit.plan.edits import Merge
 from prunekit.plan.scores import Scores
 
 
