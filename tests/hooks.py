@@ -1,7 +1,11 @@
 """States taken without prunekit's walk, to compare it with."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.model.load import Loaded
 
@@ -17,3 +21,20 @@ def hooked_states(loaded: Loaded, tokens: Tensor) -> Tensor:
     for hook in hooks:
         hook.remove()
     return torch.stack(seen)
+
+
+@contextmanager
+def skipping(layers: Iterable[nn.Module], skipped: Iterable[int]) -> Iterator[None]:
+    """Within the block these layers give what they are given."""
+
+    def give_back(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        state = args[0] if args else kwargs["hidden_states"]
+        return state if isinstance(output, Tensor) else (state, *output[1:])
+
+    places = list(layers)
+    hooks = [places[layer].register_forward_hook(give_back, with_kwargs=True) for layer in skipped]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

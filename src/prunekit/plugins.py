@@ -13,6 +13,7 @@ import importlib.util
 import sys
 import traceback
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,10 +86,16 @@ def make(room: str, name: str, given: dict[str, Any] | None = None) -> Any:
 
     Raises InputError for an unknown plug-in, an unknown option or a value of the wrong kind.
     """
+    return fill(find(room, name), _singular(room), name, given)
+
+
+def fill(cls: type, kind: str, name: str, given: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass's instance with these options, for messages a `kind` called `name`.
+
+    Raises InputError for an unknown option or a value of the wrong kind.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    cls = find(room, name)
-    kind = _singular(room)
     possible = options(cls)
     hints = typing.get_type_hints(cls)
     values = {}

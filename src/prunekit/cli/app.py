@@ -47,6 +47,13 @@ ChooseOptions = Annotated[
     typer.Option("--choose-option", metavar="NAME=VALUE", help="An option of the chooser."),
 ]
 By = Annotated[str, typer.Option(help="What judges a search: divergence or perplexity.")]
+Edit = Annotated[
+    str, typer.Option(metavar="drop|replace|fold", help="What is done with the chosen layers.")
+]
+EditOptions = Annotated[
+    list[str] | None,
+    typer.Option("--edit-option", metavar="NAME=VALUE", help="An option of the edit."),
+]
 Unit = Annotated[
     str, typer.Option(metavar="layer|attention|mlp|half", help="What goes; halves are muted.")
 ]
@@ -211,20 +218,61 @@ def plan(
     choose: Choose = "",
     choose_option: ChooseOptions = None,
     unit: Unit = "layer",
+    edit: Annotated[
+        str, typer.Option(metavar="drop|replace", help="`prunekit fold` makes folds of drops.")
+    ] = "drop",
+    edit_option: EditOptions = None,
     protect: Protect = "",
 ) -> None:
     """Choose what goes by scores: a YAML file that a person can read, change and apply."""
-    from prunekit.plan.choose import choose as chosen_by
     from prunekit.plan.scores import read_scores
+    from prunekit.verbs.edits import make_edit
 
     _refuse_existing(out)
     read = read_scores(scores)
-    made = chosen_by(
+    if edit == "fold":
+        raise InputError("--edit fold takes the model: write a plan, then `prunekit fold` it")
+    shape = make_edit(edit, _options(edit_option, "--edit-option"), _unit(unit))
+    made = shape.plan(
         read, drop=drop, chooser=choose or _chooser(unit), protect=_integers(protect),
         options=_options(choose_option, "--choose-option"), unit=_unit(unit),
     )  # fmt: skip
     _write_plan(made, out)
     _picture_of(made, read.layers)
+
+
+@app.command()
+def fold(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that drops layers.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="FILE.yaml", help="The new plan; its maps lie beside."),
+    ],
+    ridge: Annotated[float, typer.Option(help="Over what the MLP writes, squared.")] = 1e-4,
+    diagonal: Annotated[bool, typer.Option("--diagonal", help="One factor a channel.")] = False,
+    text: TextSource = "stdlib/calibrate",
+    samples: Samples = None,
+    length: Length = None,
+    batch: Batch = None,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    walk: Walk = "auto",
+    memory: Memory = "8GiB",
+    scratch: Scratch = None,
+) -> None:
+    """Fit a linear map to each block that a plan drops: `cut` folds it into the MLP before."""
+    from prunekit.verbs.fold import fold
+
+    _refuse_existing(out)
+    made = fold(
+        model, plan, out.with_suffix(".safetensors"), ridge=ridge, diagonal=diagonal, text=text,
+        samples=samples, length=length, batch=batch, seed=seed, dtype=dtype, device=device,
+        walk=walk, memory=memory, scratch=scratch,
+    )  # fmt: skip
+    _write_plan(made, out)
+    _picture_of(made)
 
 
 @app.command()
@@ -324,6 +372,8 @@ def prune(
     choose: Choose = "",
     choose_option: ChooseOptions = None,
     unit: Unit = "layer",
+    edit: Edit = "drop",
+    edit_option: EditOptions = None,
     protect: Protect = "",
     text: TextSource = "stdlib/calibrate",
     samples: Samples = None,
@@ -347,7 +397,8 @@ def prune(
     pruned = prune(
         model, out, drop=drop, criterion=criterion, options=_options(option),
         chooser=choose or _chooser(unit), choose_options=_options(choose_option, "--choose-option"),
-        unit=_unit(unit), protect=_integers(protect), text=text, samples=samples, test=test,
+        unit=_unit(unit), edit=edit, edit_options=_options(edit_option, "--edit-option"),
+        protect=_integers(protect), text=text, samples=samples, test=test,
         test_samples=test_samples, length=length, batch=batch, seed=seed, dtype=dtype,
         device=device, walk=walk, memory=memory, scratch=scratch, quantize=quantize,
         double_quant=double_quant, watch=bar,
@@ -577,6 +628,8 @@ def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|.
             "drop": "Remove whole layers.",
             "merge": "Fold layers into others: weighted means of their weights.",
             "mute": "Take the attention or the MLP out of layers, as zeros.",
+            "replace": "Let a block's first layers stand for all of it; heal --how block trains.",
+            "fold": "Remove a block, and fold a linear map of it into the MLP before it.",
         }
     elif what in rooms:
         found = names(rooms[what])

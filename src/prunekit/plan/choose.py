@@ -1,12 +1,13 @@
 """From scores to a plan: asks a chooser, with protected layers out of its reach."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 from prunekit import plugins
 from prunekit.errors import InputError
 from prunekit.model.units import Unit
-from prunekit.plan.edits import Merge, edits_of
+from prunekit.plan.edits import Merge, Replace, edits_of
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Kind, Scores
 
@@ -70,6 +71,37 @@ def choose(
     plan = Plan((*edits_of(set(gone) - merged), *merges), scores.base, made_by, scores.text)
     plan.kept(scores.base.layers)
     return plan
+
+
+def choose_to_replace(
+    scores: Scores,
+    *,
+    drop: int,
+    by: Literal["layer", "mlp"] = "layer",
+    keep: int = 1,
+    chooser: str = "block",
+    protect: Sequence[int] = (),
+    options: dict[str, Any] | None = None,
+) -> Plan:
+    """A plan that removes `drop` layers, where the first `keep` of each chosen block stand in the
+    place of all of it (LLM-Streamline): the blocks are as much longer.
+
+    Raises InputError if that many can't go, or the chooser does not choose blocks.
+    """
+    if chooser not in ("block", "blocks"):
+        raise InputError(f"chooser {chooser!r} chooses no blocks to replace; take block or blocks")
+    made = plugins.make("plan.choosers", chooser, dict(options or {}))
+    count = int(getattr(made, "count", 1))
+    if drop < 1 or keep < 1:
+        raise InputError(f"drop {drop}, keep {keep}: to replace a block takes 1 of each at least")
+    plan = choose(scores, drop=drop + keep * count, chooser=chooser, protect=protect,
+                  options=options)  # fmt: skip
+    chosen = plan.made_by["layers_in_order"]
+    length = len(chosen) // count
+    edits = tuple(
+        Replace(tuple(chosen[at : at + length]), by, keep) for at in range(0, len(chosen), length)
+    )
+    return replace(plan, edits=edits)
 
 
 def needs_judge(chooser: str) -> bool:

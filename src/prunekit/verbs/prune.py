@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 from prunekit import plugins
 from prunekit.criteria._criterion import OfTrials
+from prunekit.errors import InputError
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import How, Loaded
 from prunekit.model.units import HALVES
-from prunekit.plan.choose import check_request, choose, needs_judge
+from prunekit.plan.choose import check_request, needs_judge
 from prunekit.plan.plan import Plan
 from prunekit.plan.scores import Kind, Scores
 from prunekit.plan.target import Target
@@ -18,6 +20,7 @@ from prunekit.surgery.apply import base_of, tell
 from prunekit.surgery.write import refuse_existing
 from prunekit.text.packing import check_disjoint
 from prunekit.verbs.cut import cut
+from prunekit.verbs.edits import make_edit
 from prunekit.verbs.evaluate import TEST, Results, facts, measure_perplexity
 from prunekit.verbs.score import (
     CALIBRATE,
@@ -54,6 +57,8 @@ def prune(
     chooser: str = "block",
     choose_options: Mapping[str, Any] | None = None,
     unit: Kind = "layer",
+    edit: str = "drop",
+    edit_options: Mapping[str, Any] | None = None,
     protect: Sequence[int] = (),
     text: str = CALIBRATE,
     samples: int | None = None,
@@ -69,13 +74,15 @@ def prune(
     result to the new folder `out`.
 
     A chooser that searches starts from the scores, and tries variants on the calibration text by
-    the criterion, if that judges trials, or else by divergence.
+    the criterion, if that judges trials, or else by divergence. The `edit` is drop, replace or
+    fold: see `prunekit.plan.edits`.
     The dense model is measured first, on `test`, which must not be the calibration `text`. The
     measures are kept in the checkpoint's prunekit.json. Raises InputError for anything a user can
     mend, with nothing written.
     """
     refuse_existing(Path(out))
     choose_options = dict(choose_options or {})
+    shape = make_edit(edit, edit_options, unit)
     judge = make_criterion(criterion, with_halves(criterion, dict(options or {}), unit))
     # Quantised weights may choose what goes; what is measured and cut is the model itself.
     whole: How = {**how, "quantize": None}
@@ -83,13 +90,15 @@ def prune(
     # What can't be chosen is said now, and not after the walks.
     target = count_of(loaded, drop, unit)
     searching = needs_judge(chooser)
+    if searching and edit == "replace":
+        raise InputError("--edit replace needs blocks; take --choose block or blocks")
     if searching:
         check_request(
             loaded.family.depth, drop, protect, None if unit == "layer" else target.savings
         )
     else:
-        choose(_blank(loaded, target), drop=drop, chooser=chooser, protect=protect, unit=unit,
-               options=choose_options)  # fmt: skip
+        shape.plan(_blank(loaded, target), drop=drop, chooser=chooser, protect=protect, unit=unit,
+                   options=choose_options)  # fmt: skip
     calibrate = pack_to_calibrate(loaded, text, samples=samples, length=length, seed=seed)
     unseen = pack_for(loaded, test, samples=test_samples, length=length)
     shared = check_disjoint(calibrate, unseen)
@@ -104,12 +113,16 @@ def prune(
             protect=protect, scores=scores, batch=batch, seed=seed, watch=watch,
         )  # fmt: skip
     else:
-        plan = choose(
+        plan = shape.plan(
             scores, drop=drop, chooser=chooser, protect=protect, unit=unit, options=choose_options
         )
     checkpoint = loaded.checkpoint
-    del loaded  # the cut opens the model anew, to check itself against it: hold it once
-    made = open_model(cut(checkpoint, plan, out).folder, **whole)
+    with TemporaryDirectory() as folder:
+        if edit == "fold" and loaded.quantize:
+            loaded = open_model(model, **whole)
+        plan = shape.finish(plan, loaded, calibrate, Path(folder, "maps.safetensors"), batch)
+        del loaded  # the cut opens the model anew, to check itself against it: hold it once
+        made = open_model(cut(checkpoint, plan, out).folder, **whole)
     after = Results(**facts(made), perplexity=measure_perplexity(made, unseen, batch, watch))
     tell(made.checkpoint, {"dense": asdict(dense), "pruned": asdict(after)})
     return Pruned(made.checkpoint, scores, plan, dense, after, shared)
