@@ -116,7 +116,7 @@ def test_the_target_is_the_raw_state_behind_the_last_layer(
     from prunekit.verbs.heal import _split
 
     text = load_text(str(words[0]), cut.tokenizer, length=16)
-    order, held = _split(len(text.tokens), 1, 0)
+    order, held = _split(len(text.tokens), 0)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     seen: dict[int, torch.Tensor] = {}
     for number in (6, 7):

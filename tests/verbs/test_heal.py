@@ -112,7 +112,7 @@ def test_what_is_written_has_the_held_out_loss(healed: Heal, words: tuple[Path, 
     result = healed(how="full", losses={"language": 1})
     checkpoint = Checkpoint.open(result.folder)
     text = load_text(str(words[0]), checkpoint.tokenizer, length=16)
-    order, held = _split(len(text.tokens), 1, 0)
+    order, held = _split(len(text.tokens), 0)
     tokens = text.tokens[order[-held:]]
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(result.folder)(tokens, labels=tokens).loss

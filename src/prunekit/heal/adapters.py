@@ -29,9 +29,12 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def save_adapter(model: Any, folder: Path, checkpoint: Checkpoint, layers: int) -> None:
-    """Write a PeftModel's adapter, with the digest of the model that it belongs to."""
-    model.save_pretrained(folder, safe_serialization=True)
+def save_adapter(
+    model: Any, weights: dict[str, Tensor], folder: Path, checkpoint: Checkpoint, layers: int
+) -> None:
+    """Write a PeftModel's adapter of these whole weights, with the digest of the model that it
+    belongs to."""
+    model.save_pretrained(folder, state_dict=weights)
     config = folder / "adapter_config.json"
     settings = json.loads(config.read_text("utf-8"))
     settings["base_model_name_or_path"] = checkpoint.name

@@ -212,21 +212,24 @@ class _Loop:
         return dict(zip(self.task.names, total.tolist(), strict=True))
 
     def held_out(self) -> dict[str, float]:
-        """The mean losses of the held-out samples."""
+        """The mean losses of the held-out samples, which lie behind those that are trained on."""
         start = time.monotonic()
-        # As many on every process: several must run their weights' parts in step.
-        rows = torch.arange(len(self.held))[self.engine.rank :: self.engine.ranks]
+        rows = list(
+            self._micro(torch.arange(len(self.held))[self.engine.rank :: self.engine.ranks])
+        )
+        weights = [len(few) / len(self.held) for few in rows]
+        most = list(self._micro(torch.arange(len(self.held))[:: self.engine.ranks]))
+        while len(rows) < len(most):  # processes that share weights must run as often
+            rows.append(torch.zeros(1, dtype=torch.long))
+            weights.append(0.0)
         self.wrapped.eval()
         total = torch.zeros(len(self.task.names), device=self.engine.device)
-        numbers = list(self._micro(rows))
-        batches = [self.held[few].to(self.engine.device) for few in numbers]
         with torch.no_grad():
-            # Held-out samples lie behind those that are trained on.
-            for turn, few in enumerate(numbers):
-                behind = [few + len(self.samples)]
-                for view in self.task.views([batches[turn]], behind):
-                    total += self.task(batches[turn], view) * len(few) / len(rows)
-        total = self.engine.mean(total)
+            for few, weight in zip(rows, weights, strict=True):
+                tokens = self.held[few].to(self.engine.device)
+                for view in self.task.views([tokens], [few + len(self.samples)]):
+                    total += self.task(tokens, view) * weight
+        total = self.engine.mean(total) * self.engine.ranks
         self.seconds_held_out += time.monotonic() - start
         return dict(zip(self.task.names, total.tolist(), strict=True))
 

@@ -122,7 +122,7 @@ def heal(
     engine = Engine(device=device, shard=shard, processes=processes, track=track,
                     folder=_work(out))  # fmt: skip
     packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
-    numbers, held = _split(len(packed.tokens), engine.ranks, seed)
+    numbers, held = _split(len(packed.tokens), seed)
     steps = _steps(packed, len(numbers) - held, tokens, batch, repeat)
     schedule = Schedule(
         steps=steps, batch=batch, micro=_micro(micro, batch, engine.ranks, packed.length),
@@ -166,7 +166,7 @@ def heal(
             story = _story(checkpoint, made, packed)
             if isinstance(healer, Lora):
                 adapter = folder / ADAPTER if merge else folder
-                save_adapter(ready.net, adapter, checkpoint, family.depth)
+                save_adapter(ready.net, best, adapter, checkpoint, family.depth)
                 del ready  # before the model is opened once more
                 if merge:
                     _merge(checkpoint, family, adapter, folder, story)
@@ -248,15 +248,14 @@ def _teacher(
     return found
 
 
-def _split(samples: int, ranks: int, seed: int) -> tuple[Tensor, int]:
-    """All samples' numbers in an order that the seed gives, and how many at the end are held out:
-    as many for every process."""
+def _split(samples: int, seed: int) -> tuple[Tensor, int]:
+    """All samples' numbers in an order that the seed gives, and how many at the end are held out."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    held = min(HELD_OUT, samples // 8) // ranks * ranks
+    held = min(HELD_OUT, samples // 8)
     if not held:
         raise InputError(
-            f"the text has {samples} samples, too few to hold one out for each process; give more "
-            "text, or a smaller --length"
+            f"the text has {samples} samples, too few to hold one of eight out; give more text, or "
+            "a smaller --length"
         )
     return order, held
 
