@@ -1,7 +1,9 @@
 """What healing gives back, for the tokens, the time and the memory that it takes.
 
-    python benchmarks/healing.py demo-4 [--dense demo] [--tokens 250000,1000000] [--jobs 1]
-        [--ways lora,full] [--log healing.jsonl]
+    python benchmarks/healing.py MODEL [FOLDED] [--dense demo] [--tokens 250000,1000000]
+        [--ways lora,full] [--losses both] [--jobs 1] [--log healing.jsonl]
+
+MODEL was pruned, and FOLDED is the same cut folded (`prunekit fold`); both are healed.
 
 Every way to heal runs in a process of its own, so that its peak memory is its own; what the log
 holds already is not run again. Lost nats are those between the dense model and the pruned one on
@@ -41,7 +43,7 @@ LOSSES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--dense", default="demo")
     parser.add_argument("--tokens", default="250000")
     parser.add_argument("--ways", default=",".join(WAYS))
@@ -77,15 +79,17 @@ def cases(asked: argparse.Namespace) -> list[dict]:
     fixed = {
         key: getattr(asked, key) for key in ("text", "test", "test_samples", "length", "batch")
     }
-    found = [{"way": "dense", "model": asked.dense}, {"way": "nothing", "model": asked.model}]
-    for tokens in map(int, asked.tokens.split(",")):
-        for way in asked.ways.split(","):
-            losses = {"mse": {"mse": 1.0}, **LOSSES} if way == "block" else LOSSES
-            for loss, weights in losses.items():
-                if loss in asked.losses.split(",") or loss == "mse":
-                    found.append({"way": way, "model": asked.model, "loss": loss, "tokens": tokens,
-                                  "losses": weights, **WAYS[way]})  # fmt: skip
-    return [{**case, **fixed} for case in found]
+    bare = [{"way": "dense", "model": asked.dense}]
+    bare += [{"way": "nothing", "model": model} for model in asked.models]
+    healed = [
+        {"way": way, "model": model, "loss": loss, "tokens": tokens, "losses": weights, **WAYS[way]}
+        for tokens in map(int, asked.tokens.split(","))
+        for model in asked.models
+        for way in asked.ways.split(",")
+        for loss, weights in ({"mse": {"mse": 1.0}, **LOSSES} if way == "block" else LOSSES).items()
+        if loss in asked.losses.split(",") or loss == "mse"
+    ]
+    return [{**case, **fixed} for case in [*bare, *healed]]
 
 
 def alone(case: dict) -> dict:
@@ -120,20 +124,21 @@ def run(asked: argparse.Namespace, case: dict) -> dict:
 
 
 def show(asked: argparse.Namespace, records: list[dict]) -> None:
-    dense, pruned, *healed = records
+    dense, pruned = records[:2]
     print(environment())
-    print(f"test perplexity: {asked.dense} {math.exp(dense['loss']):.3f}, "
-          f"{Path(asked.model).name} {math.exp(pruned['loss']):.3f}\n")  # fmt: skip
-    rows = [
-        [f"{record['case']['tokens'] / 1e6:g} M", record["case"]["way"], record["case"]["loss"],
-         f"{record['case']['rate']:g}", f"{record['trained'] / 1e6:.2f} M",
-         f"{math.exp(record['loss']):.3f}",
-         f"{(pruned['loss'] - record['loss']) / (pruned['loss'] - dense['loss']):.1%}",
-         f"{record['tokens_per_second']:,.0f}", f"{record['peak'] / 2**20:,.0f}"]
-        for record in healed
-    ]  # fmt: skip
-    print(table(["tokens", "trained", "loss", "rate", "weights", "test perplexity", "recovered",
-                 "tok/s", "peak MiB"], rows))  # fmt: skip
+    print(f"test perplexity: {asked.dense} {math.exp(dense['loss']):.3f}\n")
+    rows = []
+    for record in records[1:]:
+        case = record["case"]
+        lost = (record["loss"] - dense["loss"]) / (pruned["loss"] - dense["loss"])
+        cells = ["-"] * 5 + [f"{math.exp(record['loss']):.3f}", f"{1 - lost:.1%}", "-", "-"]
+        if "trained" in record:
+            cells[:5] = [f"{case['tokens'] / 1e6:g} M", case["way"], case["loss"],
+                         f"{case['rate']:g}", f"{record['trained'] / 1e6:.2f} M"]  # fmt: skip
+            cells[7:] = [f"{record['tokens_per_second']:,.0f}", f"{record['peak'] / 2**20:,.0f}"]
+        rows.append([Path(case["model"]).name, *cells])
+    print(table(["model", "tokens", "trained", "loss", "rate", "weights", "test perplexity",
+                 "recovered", "tok/s", "peak MiB"], rows))  # fmt: skip
 
 
 if __name__ == "__main__":

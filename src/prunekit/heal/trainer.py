@@ -214,11 +214,10 @@ class _Loop:
     def held_out(self) -> dict[str, float]:
         """The mean losses of the held-out samples, which lie behind those that are trained on."""
         start = time.monotonic()
-        rows = list(
-            self._micro(torch.arange(len(self.held))[self.engine.rank :: self.engine.ranks])
-        )
+        every = torch.arange(len(self.held))
+        rows = list(self._micro(every[self.engine.rank :: self.engine.ranks]))
         weights = [len(few) / len(self.held) for few in rows]
-        most = list(self._micro(torch.arange(len(self.held))[:: self.engine.ranks]))
+        most = list(self._micro(every[:: self.engine.ranks]))
         while len(rows) < len(most):  # processes that share weights must run as often
             rows.append(torch.zeros(1, dtype=torch.long))
             weights.append(0.0)

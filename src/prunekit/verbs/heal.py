@@ -249,7 +249,8 @@ def _teacher(
 
 
 def _split(samples: int, seed: int) -> tuple[Tensor, int]:
-    """All samples' numbers in an order that the seed gives, and how many at the end are held out."""
+    """All samples' numbers, in an order that the seed gives, and how many at its end are held
+    out."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     held = min(HELD_OUT, samples // 8)
     if not held:
