@@ -38,8 +38,8 @@ def main() -> None:
     print(f"{asked.vocabulary} words, {asked.tokens} tokens, float32\n")
     rows = []
     for way in WAYS:
-        command = [sys.executable, __file__, f"--way={way}", "--tokens", str(asked.tokens),
-                   "--vocabulary", str(asked.vocabulary), "--hidden", str(asked.hidden)]  # fmt: skip
+        flags = [f"--{key}={value}" for key, value in {**vars(asked), "way": way}.items()]
+        command = [sys.executable, __file__, *flags]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append([way, f"{int(printed.splitlines()[-1]) / 2**20:,.0f}"])
     print(table(["way", "peak MiB over the two models"], rows))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit.plan.plan import Plan
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+OTHERS = ("edits", "losses", "recipes")  # what `list` lists beside plug-ins
 SHARED = ("score", "evaluate", "heal")  # what several processes can do together
 
 app = typer.Typer(
@@ -569,7 +570,7 @@ def heal(
     with training() as report:
         healed = heal(
             model, out, how=how, options=_options(option), losses=_losses(losses),
-            temperature=temperature, teacher=teacher, text=text, tokens=_count(tokens),
+            temperature=temperature, teacher=teacher, text=text, tokens=tokens,
             repeat=repeat, length=length, batch=batch, micro=micro, rate=rate, warmup=warmup,
             floor=floor, weight_decay=weight_decay, clip=clip, evaluations=evaluations,
             patience=patience, save_every=save_every, seed=seed, merge=merge,
@@ -612,14 +613,55 @@ def teach(
     _remark(f"wrote {out}")
 
 
+@app.command()
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A file, or see `prunekit list recipes`.")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE...]", help="model=..., text.test=..., prune.drop=6"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run's folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """A whole study from one YAML file. The same command again carries on where it stopped."""
+    from prunekit.cli.progress import training
+    from prunekit.recipe.recipe import read_recipe
+    from prunekit.recipe.run import Watching, carry_out, place
+
+    read = read_recipe(recipe, _changes(changes or []))
+    folder = out or Path("runs", Path(recipe).stem)
+    if dry_run:
+        for row in place(read, folder):
+            for step in row:
+                print(f"{'done' if step.done else 'to do':6} {step.folder.name}")
+        return
+    records = carry_out(read, folder, Watching(_remark, bar, training))
+    if json:
+        tables.print_json(records)
+    else:
+        tables.run_table(records)
+    _remark(f"results, checkpoints and logs are in {folder}")
+
+
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|...")]) -> None:
+def list_(
+    what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|healers|...")],
+) -> None:
     """What there is to choose from, with a line on each."""
     from prunekit.plugins import names, nearest
 
     rooms = {"criteria": "criteria", "choosers": "plan.choosers", "healers": "heal.healers",
              "measures": "measures"}  # fmt: skip
-    if what == "losses":
+    if what == "recipes":
+        from prunekit.recipe.recipe import shipped
+
+        found = shipped()
+    elif what == "losses":
         from prunekit.heal.losses import LOCAL, WHOLE
 
         found = WHOLE | LOCAL
@@ -634,9 +676,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="criteria|choosers|edits|.
     elif what in rooms:
         found = names(rooms[what])
     else:
-        raise InputError(
-            f"nothing called {what!r} to list{nearest(what, [*rooms, 'edits', 'losses'])}"
-        )
+        raise InputError(f"nothing called {what!r} to list{nearest(what, [*rooms, *OTHERS])}")
     for name, line in found.items():
         print(f"{name:16} {line}")
 
@@ -787,6 +827,22 @@ def _options(given: list[str] | None, flag: str = "--option") -> dict[str, str]:
     return options
 
 
+def _changes(given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE, values as YAML has them."""
+    import yaml
+
+    found = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise InputError(f"{entry!r}: give KEY=VALUE, such as prune.drop=6")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{entry!r}: the value is not YAML") from None
+    return found
+
+
 def _losses(text: str) -> dict[str, float] | None:
     found = {}
     for entry in _words(text):
@@ -796,20 +852,6 @@ def _losses(text: str) -> dict[str, float] | None:
         except ValueError:
             raise InputError(f"--losses {entry!r}: give NAME=WEIGHT, such as logits=0.5") from None
     return found or None
-
-
-def _count(text: str | None) -> int | None:
-    """A number of tokens, such as 250k or 4M."""
-    if text is None:
-        return None
-    shift = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower(), 1)
-    try:
-        found = float(text[:-1] if shift > 1 else text) * shift
-        if not 1 <= found < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise InputError(f"--tokens {text!r}: a number such as 250000, 250k or 4M") from None
-    return round(found)
 
 
 def _words(text: str) -> list[str]:

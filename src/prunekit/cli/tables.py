@@ -157,6 +157,25 @@ def healed_table(healed: "Healed") -> None:
     )
 
 
+def run_table(records: Sequence[dict[str, Any]]) -> None:
+    """What the steps of a run gave: one row for each that measured something."""
+    rows = []
+    for record in records:
+        said = ", ".join(f"{key} {value}" for key, value in record["set"].items())
+        history, result = record.get("history"), record.get("result") or {}
+        cells = [""] * 4
+        if history:
+            name, before = next(iter(history["before"].items()))
+            cells[0] = f"{name} {before:.4f} -> {history['best'][name]:.4f}"
+        if result.get("perplexity"):
+            cells[1] = number(result["perplexity"]["perplexity"])
+            cells[2] = count(result["parameters"])
+        if result.get("latency"):
+            cells[3] = f"{result['latency']['tokens_per_second']:.1f}"
+        rows.append([record["step"], said, *cells])
+    print_table("", ["step", "with", "held-out loss", "perplexity", "params", "tok/s"], rows)
+
+
 def anatomy_table(anatomy: "Anatomy") -> None:
     """What a model is made of."""
     shares = sorted(set(anatomy.layer_parameters))

@@ -156,7 +156,7 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     naming the key, if the file is neither.
     """
     try:
-        record = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        record = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"can't read plan {str(file)!r}: {error.strerror}") from None
     # PyYAML lets ValueError, LookupError and AttributeError out of bad dates, numbers and tags.
@@ -189,7 +189,7 @@ def read_plan(file: Path, layers: int | None = None) -> Plan:
     )
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Knows decimal integers only: YAML 1.1 would read the block 21:29 as 21 * 60 + 29."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012, as PyYAML has it

@@ -66,7 +66,7 @@ def heal(
     temperature: float = 1.0,
     teacher: str | Path | None = None,
     text: str = TRAIN,
-    tokens: int | None = None,
+    tokens: int | str | None = None,
     repeat: bool = False,
     length: int | None = None,
     batch: int = 16,
@@ -123,7 +123,7 @@ def heal(
                     folder=_work(out))  # fmt: skip
     packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
     numbers, held = _split(len(packed.tokens), seed)
-    steps = _steps(packed, len(numbers) - held, tokens, batch, repeat)
+    steps = _steps(packed, len(numbers) - held, parse_count(tokens), batch, repeat)
     schedule = Schedule(
         steps=steps, batch=batch, micro=_micro(micro, batch, engine.ranks, packed.length),
         rate=healer.rate if rate is None else rate, warmup=warmup, floor=floor,
@@ -280,6 +280,20 @@ def _steps(packed: Text, samples: int, tokens: int | None, batch: int, repeat: b
             "--repeat to see them more than once, or more text"
         )
     return tokens // step
+
+
+def parse_count(tokens: int | str | None) -> int | None:
+    """A number of tokens, also as 250k or 4M. Raises InputError if it is none."""
+    if tokens is None or isinstance(tokens, int):
+        return tokens
+    shift = {"k": 10**3, "m": 10**6, "b": 10**9}.get(tokens[-1:].lower(), 1)
+    try:
+        found = float(tokens[:-1] if shift > 1 else tokens) * shift
+    except ValueError:
+        found = 0
+    if not 1 <= found < float("inf"):
+        raise InputError(f"tokens {tokens!r}: a number such as 250000, 250k or 4M is expected")
+    return round(found)
 
 
 def _micro(micro: int | None, batch: int, ranks: int, length: int) -> int:

@@ -1,0 +1,1 @@
+"""A study as one YAML file: read, laid out as steps, run, and carried on."""
