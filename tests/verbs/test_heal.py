@@ -24,7 +24,7 @@ from prunekit.verbs.heal import Healed, attach, heal
 from prunekit.verbs.teach import teach
 
 TOKENS = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(5))
-BRIEF = {"length": 16, "batch": 8, "tokens": 8 * 16 * 8, "rate": 1e-2, "evaluations": 4}
+BRIEF = {"length": 16, "batch": 8, "tokens": 8 * 16 * 8, "rate": 3e-3, "evaluations": 4}
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,13 @@ def test_a_signal_lets_the_step_end_and_saves(healed: Heal, tmp_path: Path) -> N
     assert seen == [4, 5, 6, 7, 8]
 
 
+def test_rates_fall_with_the_width() -> None:
+    from prunekit.heal.healers.lora import Lora
+
+    assert Lora().usual_rate(128) == Lora().usual_rate(64) == 3e-3
+    assert Lora().usual_rate(4096) == pytest.approx(3e-3 / 32)
+
+
 def test_resuming_with_other_settings_names_them(healed: Heal) -> None:
     def die(step: int, *_: object) -> None:
         if step == 2:
@@ -161,7 +168,7 @@ def test_resuming_with_other_settings_names_them(healed: Heal) -> None:
 
     with pytest.raises(MemoryError):
         healed(how="full", save_every=0, report=die)
-    with pytest.raises(InputError, match=r"rate was 0\.01, is 0\.02"):
+    with pytest.raises(InputError, match=r"rate was 0\.003, is 0\.02"):
         healed(how="full", rate=0.02)
 
 
@@ -325,6 +332,15 @@ def test_activation_checkpointing_changes_no_number(healed: Heal) -> None:
     plain = healed("plain", how="full")
     spared = healed("spared", how="full", checkpointing=True)
     assert not changed(plain.folder, spared.folder)
+
+
+def test_seams_are_healed_unless_told_otherwise(healed: Heal, tiny_llama: Path) -> None:
+    result = healed()
+    assert set(result.losses) == {"logits"}
+    story = json.loads((result.folder / "prunekit.json").read_text())
+    assert story["healed"]["how"] == "seam"
+    dense = healed("dense", model=tiny_llama)
+    assert json.loads((dense.folder / "prunekit.json").read_text())["healed"]["how"] == "lora"
 
 
 def test_dense_models_can_be_trained_too(healed: Heal, tiny_llama: Path) -> None:

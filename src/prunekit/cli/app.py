@@ -494,7 +494,7 @@ def compare(
 def heal(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, pruned or not.")],
     out: Out,
-    how: Annotated[str, typer.Option(help="See `prunekit list healers`.")] = "lora",
+    how: Annotated[str, typer.Option(help="See `prunekit list healers`; auto.")] = "auto",
     option: Annotated[
         list[str] | None,
         typer.Option("-O", "--option", metavar="NAME=VALUE", help="An option of the healer."),
@@ -582,6 +582,10 @@ def heal(
         tables.print_json({"history": healed.history, "trained": healed.trained})
     else:
         tables.healed_table(healed)
+    if not healed.history.best_step:
+        _remark(
+            "nothing was gained: the weights are as they were; try a lower --rate, or more text"
+        )
     _remark(f"wrote {out}; {healed.history.ended}")
 
 

@@ -129,7 +129,10 @@ def _shared(kind: str, shared: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_healer(wanted: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the healer, such as a rank, may stand among those of the step."""
-    healer = plugins.options(plugins.find("heal.healers", str(wanted.get("how", "lora"))))
+    how = str(wanted.get("how", "auto"))
+    if how == "auto":
+        return dict(wanted)
+    healer = plugins.options(plugins.find("heal.healers", how))
     own = {key: value for key, value in wanted.items() if key in healer and key not in hints}
     rest = {key: value for key, value in wanted.items() if key not in own}
     return {**rest, "options": {**(wanted.get("options") or {}), **own}} if own else rest

@@ -29,7 +29,7 @@ from prunekit.heal.student import Student, Task
 from prunekit.heal.teacher import FromDisk, InMemory, Teacher
 from prunekit.heal.trainer import LOSSES, History, Report, Schedule, settings_of, train
 from prunekit.model.checkpoint import Checkpoint
-from prunekit.model.family import Family
+from prunekit.model.family import Family, text_config
 from prunekit.model.lineage import Ancestor, ancestors, replaced
 from prunekit.model.load import How, Loaded, load
 from prunekit.model.memory import parse_size
@@ -60,7 +60,7 @@ def heal(
     model: str | Path,
     out: str | Path,
     *,
-    how: str = "lora",
+    how: str = "auto",
     options: Mapping[str, Any] | None = None,
     losses: Mapping[str, float] | None = None,
     temperature: float = 1.0,
@@ -96,9 +96,10 @@ def heal(
     """Train `model` as the healer `how` does on `tokens` of `text` (a million, or as many as there
     are), and write it to `out`.
 
-    `losses` are weights by name, see `prunekit.heal.losses`; by default the language loss and the
-    dense teacher's logits, or `mse` for the healer `block`. `teacher` is the model that `model` was
-    made from unless given: a model, or a folder that `prunekit teach` wrote. `batch` samples of
+    `how` is auto, or a healer: auto is `seam` where layers were removed, else `lora`. `losses` are
+    weights by name, see `prunekit.heal.losses`; by default the dense teacher's logits (`mse` for
+    the healer `block`, `language` where there is no teacher). `teacher` is the model that `model`
+    was made from unless given: a model, or a folder that `prunekit teach` wrote. `batch` samples of
     `length` tokens make a step, `micro` of them at once in a process. Training sees no token twice
     unless told to `repeat` the text; a part of the text is held out to tell the best step, whose
     weights are kept. Zeros of the model stay zeros. Started again after it was killed, the same
@@ -109,14 +110,12 @@ def heal(
     """
     out = Path(out)
     refuse_existing(out)
-    healer = plugins.make("heal.healers", how, dict(options or {}))
-    if not isinstance(healer, Healer):
-        raise InputError(f"{how}: a healer's class must derive from Healer")
-    if not merge and not isinstance(healer, Lora):
-        raise InputError("an adapter by itself comes of --how lora or qlora only")
     checkpoint = Checkpoint.open(model)
     family = Family.of(checkpoint.config)
     before = ancestors(checkpoint, family.depth)
+    if how == "auto":
+        how = "seam" if before and before[-1].seams else "lora"
+    healer = _healer(how, options, merge)
     wanted = parse_losses(dict(losses) if losses else _usual(how, bool(teacher or before)))
     dense = _teacher(checkpoint, teacher, before) if set(wanted) != {"language"} else None
     engine = Engine(device=device, shard=shard, processes=processes, track=track,
@@ -126,7 +125,7 @@ def heal(
     steps = _steps(packed, len(numbers) - held, parse_count(tokens), batch, repeat)
     schedule = Schedule(
         steps=steps, batch=batch, micro=_micro(micro, batch, engine.ranks, packed.length),
-        rate=healer.rate if rate is None else rate, warmup=warmup, floor=floor,
+        rate=_rate(healer, checkpoint, rate), warmup=warmup, floor=floor,
         weight_decay=weight_decay, clip=clip, evaluations=evaluations, patience=patience,
         save_every=save_every, seed=seed,
     )  # fmt: skip
@@ -201,10 +200,19 @@ def _merge(
     rewrite(checkpoint, family, merged_weights(whole, adapter, family), folder, story)
 
 
+def _healer(how: str, options: Mapping[str, Any] | None, merge: bool) -> Healer:
+    healer = plugins.make("heal.healers", how, dict(options or {}))
+    if not isinstance(healer, Healer):
+        raise InputError(f"{how}: a healer's class must derive from Healer")
+    if not merge and not isinstance(healer, Lora):
+        raise InputError("an adapter by itself comes of --how lora or qlora only")
+    return healer
+
+
 def _usual(how: str, has_teacher: bool) -> dict[str, float]:
     if how == "block":
         return {"mse": 1.0}
-    return {"language": 1.0, "logits": 1.0} if has_teacher else {"language": 1.0}
+    return {"logits": 1.0} if has_teacher else {"language": 1.0}
 
 
 def _teacher(
@@ -280,6 +288,12 @@ def _steps(packed: Text, samples: int, tokens: int | None, batch: int, repeat: b
             "--repeat to see them more than once, or more text"
         )
     return tokens // step
+
+
+def _rate(healer: Healer, checkpoint: Checkpoint, rate: float | None) -> float:
+    if rate is not None:
+        return rate
+    return healer.usual_rate(text_config(checkpoint.config)[1].hidden_size)
 
 
 def parse_count(tokens: int | str | None) -> int | None:

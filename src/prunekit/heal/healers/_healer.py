@@ -10,6 +10,8 @@ from prunekit.errors import InputError
 from prunekit.model.family import Family
 from prunekit.model.lineage import Seam
 
+WIDTH = 128  # hidden size of the model whose best rates are known
+
 
 @dataclass(frozen=True)
 class Patient:
@@ -40,10 +42,19 @@ class Patient:
 
 
 class Healer:
-    """Base of healers. `rate` is the usual learning rate; `quantize` how its model is opened."""
+    """Base of healers. `rate` is the learning rate that was best on a model of hidden size 128, see
+    `usual_rate`; `quantize` how its model is opened."""
 
-    rate = 1e-4
+    rate: float
     quantize: str | None = None
+
+    def usual_rate(self, hidden: int) -> float:
+        """The learning rate for a model of this hidden size, unless one is given.
+
+        It falls with the width, as steps of Adam on hidden matrices do if they are to change a wide
+        model's states as much as a narrow one's (Yang et al., arXiv 2203.03466).
+        """
+        return self.rate * min(1.0, WIDTH / hidden)
 
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         """The parameters that are trained."""

@@ -13,6 +13,8 @@ from prunekit.heal.healers._healer import Healer, Patient
 
 @dataclass
 class Block(Healer):
+    rate = 3e-3
+
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         return [
             weight for layer in patient.replaced for weight in patient.layers[layer].parameters()

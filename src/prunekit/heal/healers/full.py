@@ -9,5 +9,7 @@ from prunekit.heal.healers._healer import Healer, Patient
 
 @dataclass
 class Full(Healer):
+    rate = 5e-4
+
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         return list(patient.model.parameters())

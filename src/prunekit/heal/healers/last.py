@@ -16,6 +16,8 @@ from prunekit.heal.healers._healer import Healer, Patient
 class Last(Healer):
     layers: int = 3
 
+    rate = 5e-4
+
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         depth = len(patient.layers)
         if not 0 <= self.layers <= depth:

@@ -31,7 +31,7 @@ class Lora(Healer):
     dropout: float = 0.0
     targets: str = "all"
 
-    rate = 5e-4
+    rate = 3e-3
 
     def adapt(self, patient: Patient) -> nn.Module:
         with quiet_peft():

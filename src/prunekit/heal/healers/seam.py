@@ -12,6 +12,8 @@ from prunekit.heal.healers._healer import Healer, Patient
 class Seam(Healer):
     width: int = 1  # layers before a seam, and as many behind it
 
+    rate = 3e-3
+
     def choose(self, patient: Patient) -> list[nn.Parameter]:
         if self.width < 1:
             raise InputError(f"healer 'seam', width={self.width}: at least 1")
