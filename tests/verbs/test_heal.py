@@ -225,6 +225,19 @@ def test_merged_adapter_equals_unmerged(
         attach(tiny_llama, adapter, tmp_path / "wrong")
 
 
+def test_four_bits_are_merged_onto_the_full_weights(healed: Heal, pruned: Path) -> None:
+    """Merging into four-bit weights in memory loses them: what is not trained stays the same."""
+    pytest.importorskip("bitsandbytes")
+    result = healed(how="qlora", options={"targets": "q_proj,v_proj"})
+    touched = changed(pruned, result.folder)
+    assert {name.split(".")[-2] for name in touched} == {"q_proj", "v_proj"}
+    before, after = tensors(pruned), tensors(result.folder)
+    for name in touched:
+        change = after[name] - before[name]
+        assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 16
+    assert all(tensor.dtype == before[name].dtype for name, tensor in after.items())
+
+
 def test_lora_says_which_matrices_there_are(healed: Heal) -> None:
     with pytest.raises(InputError, match=r"q_proj.*or take all"):
         healed(how="lora", options={"targets": "query"})
