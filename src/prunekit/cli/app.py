@@ -110,6 +110,16 @@ Link = Annotated[
 Check = Annotated[
     bool, typer.Option(help="Open and run what was written, against the base with layers skipped.")
 ]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A file, or see `prunekit list recipes`.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE...]", help="model=..., text.test=..., prune.drop=6"),
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run's folder.")
+]
 
 
 @app.command()
@@ -619,25 +629,18 @@ def teach(
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A file, or see `prunekit list recipes`.")
-    ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE...]", help="model=..., text.test=..., prune.drop=6"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run's folder.")
-    ] = None,
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     json: Json = False,
 ) -> None:
     """A whole study from one YAML file. The same command again carries on where it stopped."""
     from prunekit.cli.progress import training
-    from prunekit.recipe.recipe import read_recipe
+    from prunekit.recipe.recipe import parse_changes, read_recipe
     from prunekit.recipe.run import Watching, carry_out, place
 
-    read = read_recipe(recipe, _changes(changes or []))
+    read = read_recipe(recipe, parse_changes(changes or []))
     folder = out or Path("runs", Path(recipe).stem)
     if dry_run:
         for row in place(read, folder):
@@ -650,6 +653,50 @@ def run(
     else:
         tables.run_table(records)
     _remark(f"results, checkpoints and logs are in {folder}")
+
+
+@app.command()
+def submit(
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: RunFolder = None,
+    cluster: Annotated[str, typer.Option(metavar="slurm|local")] = "slurm",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Of submitit: timeout_min=600, gpus_per_node=1, slurm_partition=gpu.",
+        ),
+    ] = None,
+) -> None:
+    """Send `prunekit run` to a cluster. Sent again, it carries on."""
+    from prunekit.recipe.recipe import parse_changes
+    from prunekit.recipe.submit import JOBS, submit
+
+    folder = out or Path("runs", Path(recipe).stem)
+    job = submit(recipe, folder, changes=changes or [], cluster=cluster,
+                 settings=parse_changes(setting or []))  # fmt: skip
+    print(job)
+    _remark(f"sent; what it prints goes to {folder / JOBS}, its results to {folder}")
+
+
+@app.command()
+def fetch(
+    model: Model,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE...]")] = None,
+    json: Json = False,
+) -> None:
+    """Bring a model and texts into the cache, for nodes without a network (HF_HUB_OFFLINE=1)."""
+    from prunekit.verbs.fetch import fetch
+
+    fetched = fetch(model, texts or [])
+    if json:
+        tables.print_json(fetched)
+        return
+    print(f"{fetched.model}: {tables.size(fetched.bytes)}")
+    for text, tokens in fetched.tokens.items():
+        print(f"{text}: {tables.count(tokens)} tokens")
 
 
 @app.command("list")
@@ -829,22 +876,6 @@ def _options(given: list[str] | None, flag: str = "--option") -> dict[str, str]:
             raise InputError(f"{flag} {entry!r}: give NAME=VALUE, such as tokens=all")
         options[name] = value
     return options
-
-
-def _changes(given: list[str]) -> dict[str, Any]:
-    """KEY=VALUE, values as YAML has them."""
-    import yaml
-
-    found = {}
-    for entry in given:
-        key, equals, value = entry.partition("=")
-        if not equals:
-            raise InputError(f"{entry!r}: give KEY=VALUE, such as prune.drop=6")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{entry!r}: the value is not YAML") from None
-    return found
 
 
 def _losses(text: str) -> dict[str, float] | None:

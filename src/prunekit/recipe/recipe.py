@@ -101,6 +101,20 @@ def read_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     return Recipe(str(name), str(record["model"]), sources, given, variants, record)
 
 
+def parse_changes(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, values as YAML has them. Raises InputError for anything else."""
+    found = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise InputError(f"{entry!r}: give KEY=VALUE, such as prune.drop=6")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{entry!r}: the value is not YAML") from None
+    return found
+
+
 def shipped() -> dict[str, str]:
     """Name -> first comment of every recipe that ships with prunekit."""
     found = {}
