@@ -11,9 +11,7 @@ from prunekit.recipe.submit import submit
 from prunekit.verbs.fetch import fetch
 
 
-def test_a_job_runs_the_recipe(
-    tiny_llama: Path, words: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_job_runs_the_recipe(tiny_llama: Path, words: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     file = tmp_path / "study.yaml"
     file.write_text(

@@ -33,10 +33,15 @@ def curve(folder: Path) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize(("how", "shard"), [("lora", "none"), ("full", "fsdp"), ("lora", "fsdp")])
+@pytest.mark.parametrize(
+    ("how", "shard"),
+    [("lora", "none"), ("full", "fsdp"), ("lora", "fsdp"), ("full", "zero2"), ("lora", "zero3")],
+)
 def test_two_processes_train_as_one(
     pruned: Path, words: tuple[Path, Path], tmp_path: Path, how: str, shard: str
 ) -> None:
+    if shard.startswith("zero"):
+        pytest.importorskip("deepspeed")
     one = heal(pruned, tmp_path / "one", how=how, text=str(words[0]), **SETTINGS)
     flags = [f"--{key}={value}" for key, value in SETTINGS.items()]
     ended = subprocess.run(

@@ -552,7 +552,9 @@ def heal(
     cache: Annotated[
         str, typer.Option(metavar="auto|none|memory|disk", help="Of states, for --how block.")
     ] = "auto",
-    shard: Annotated[str, typer.Option(metavar="none|fsdp", help="Among processes.")] = "none",
+    shard: Annotated[
+        str, typer.Option(metavar="none|fsdp|zero2|zero3", help="Among processes.")
+    ] = "none",
     processes: Annotated[
         int | None, typer.Option(help="Fail unless so many came up (torchrun).")
     ] = None,

@@ -1,7 +1,8 @@
 """What a training step runs on: one process, or several that share the batch or the weights.
 
 accelerate finds devices and processes and wraps what is trained for data-parallel training; torch's
-`fully_shard` (FSDP2) shards the weights. Processes are started by torchrun or `accelerate launch`.
+`fully_shard` (FSDP2) shards the weights; DeepSpeed's ZeRO is in `zero`. Processes are started by
+torchrun or `accelerate launch`.
 """
 
 import os
@@ -18,7 +19,7 @@ from prunekit.heal.student import Task
 from prunekit.heal.zeros import Zeros
 from prunekit.model.ranks import ranks
 
-SHARDS = ("none", "fsdp")
+SHARDS = ("none", "fsdp", "zero2", "zero3")
 
 
 class Engine:
@@ -35,7 +36,12 @@ class Engine:
         cpu = torch.device(device).type == "cpu"
         if cpu:
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-        self.accelerator = Accelerator(cpu=cpu, log_with=track, project_dir=folder)
+        try:
+            self.accelerator = Accelerator(cpu=cpu, log_with=track, project_dir=folder)
+        except ValueError as error:
+            raise InputError(f"track {track!r}: {error}") from None
+        if track and not self.accelerator.log_with:
+            raise InputError(f"track {track!r}: that package is not installed")
         found = self.accelerator.num_processes
         wanted = ranks() if processes is None else processes
         if found != wanted or found != ranks():
@@ -72,7 +78,7 @@ class Engine:
             for layer in layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(task, mesh=mesh)
-        elif self.ranks > 1:
+        elif self.ranks > 1 and self.shard == "none":
             wrapped = nn.parallel.DistributedDataParallel(
                 task, device_ids=[self.device.index] if self.device.type == "cuda" else None
             )
@@ -82,6 +88,18 @@ class Engine:
         self.zeros = Zeros(self.trained[name] for name in self.trained if name in pruned_names)
         return wrapped
 
+    def begin(
+        self, wrapped: Any, optimiser: torch.optim.Optimizer, *, micro: int, batches: int,
+        clip: float,
+    ) -> Any:  # fmt: skip
+        """The task as it is called in training, once there is an optimiser: a step runs `batches`
+        times `micro` samples."""
+        return wrapped
+
+    def evaluated(self, task: Task) -> Any:
+        """The task as it is called for held-out losses."""
+        return task
+
     def not_yet(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
         """Gradients of all but a step's last batch stay with this process."""
         if self.shard == "fsdp":
@@ -89,10 +107,19 @@ class Engine:
             return nullcontext()
         return wrapped.no_sync() if self.ranks > 1 and not last else nullcontext()
 
-    def clip(self, most: float) -> float:
-        """Scale the gradients down to a norm of at most `most`; the norm they had."""
-        norm: Any = nn.utils.clip_grad_norm_(list(self.trained.values()), most)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a batch's gradients."""
+        loss.backward()
+
+    def step(self, optimiser: torch.optim.Optimizer, clip: float, finite: bool) -> None:
+        """Move the weights if all losses are finite: gradients scaled down to a norm of `clip`, and
+        no zero moved."""
+        self.zeros.keep_in_gradients()
+        nn.utils.clip_grad_norm_(list(self.trained.values()), clip)
+        if finite:
+            optimiser.step()
+            self.zeros.keep()
+        optimiser.zero_grad(set_to_none=True)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over processes."""
@@ -114,29 +141,33 @@ class Engine:
         """Copies of the trained weights on the CPU, whole."""
         return {name: _whole(weight) for name, weight in self.trained.items()}
 
-    def set(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the trained weights other values."""
+    def state(self, optimiser: torch.optim.Optimizer, folder: Path, step: int) -> dict[str, Any]:
+        """Weights and moments, whole, on the CPU."""
+        held = optimiser.state_dict()
+        moments = {
+            number: {key: _whole(value) if isinstance(value, Tensor) else value
+                     for key, value in entry.items()}
+            for number, entry in held["state"].items()
+        }  # fmt: skip
+        return {"weights": self.whole(), "optimiser": {**held, "state": moments}}
+
+    def saved(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Is told that a state was written down, so that older ones can go."""
+
+    def restore(
+        self, optimiser: torch.optim.Optimizer, folder: Path, state: Mapping[str, Any]
+    ) -> None:
+        """Go back to a state."""
         with torch.no_grad():
             for name, weight in self.trained.items():
-                weight.copy_(_like(tensors[name], weight))
-
-    def optimiser_state(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        """An optimiser's state on the CPU, whole."""
-        state = optimiser.state_dict()
-        return {**state, "state": {
-            number: {key: _whole(value) if isinstance(value, Tensor) else value
-                     for key, value in held.items()}
-            for number, held in state["state"].items()
-        }}  # fmt: skip
-
-    def set_optimiser(self, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+                weight.copy_(_like(state["weights"][name], weight))
         weights = list(self.trained.values())
         held = {
             number: {key: _like(value, weights[number]) if _is_moment(value) else value
                      for key, value in entry.items()}
-            for number, entry in state["state"].items()
+            for number, entry in state["optimiser"]["state"].items()
         }  # fmt: skip
-        optimiser.load_state_dict({**state, "state": held})
+        optimiser.load_state_dict({**state["optimiser"], "state": held})
 
 
 def _is_moment(value: Any) -> bool:

@@ -114,9 +114,9 @@ def train(
     *,
     pruned: Sequence[nn.Parameter] = (),
     report: Report | None = None,
-) -> History:
-    """Train the task's parameters that want gradients on `samples` (sample, token); they end as
-    they were best on `held`.
+) -> tuple[History, dict[str, Tensor]]:
+    """Train the task's parameters that want gradients on `samples` (sample, token); what they were
+    when they were best on `held`, by name.
 
     Zeros of the parameters `pruned` stay zeros. `folder` holds the state to go on from. Raises
     InputError if one is there that other `settings` made, or if the loss is not finite before
@@ -129,6 +129,10 @@ def train(
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
     # Random numbers (dropout) differ between processes, and are the same in every run.
     torch.manual_seed(schedule.seed * 1009 + engine.rank)
+    wrapped = engine.begin(
+        wrapped, optimiser, micro=schedule.micro, clip=schedule.clip,
+        batches=schedule.batch // engine.ranks // schedule.micro,
+    )  # fmt: skip
     run = _Run(engine, optimiser, rates, folder, settings)
     run.resume()
     loop = _Loop(engine, task, wrapped, samples, held, schedule)
@@ -164,16 +168,15 @@ def train(
                     raise KeyboardInterrupt
     if ended.startswith("the loss") and run.best_step == 0:
         raise InputError(f"{ended}, before anything was gained; try a lower --rate or float32")
-    engine.set(run.best)
-    engine.zeros.keep()
     run.write_losses()
     seconds = run.seconds + time.monotonic() - start
     trained_for = max(1e-9, time.monotonic() - start - loop.seconds_held_out)
-    return History(
+    history = History(
         before=run.before, best=run.losses, best_step=run.best_step, steps=run.step,
         tokens=run.step * loop.tokens_a_step, seconds=seconds,
         tokens_per_second=(run.step - started_at) * loop.tokens_a_step / trained_for, ended=ended,
     )  # fmt: skip
+    return history, run.best
 
 
 class _Loop:
@@ -198,17 +201,13 @@ class _Loop:
         mine = self.schedule.batch // self.engine.ranks
         for turn, view in enumerate(self.task.views(batches, rows)):
             share = len(batches[turn]) / mine
-            with self.engine.not_yet(self.wrapped, turn + 1 == len(batches)):
+            last = turn + 1 == len(batches)
+            with self.engine.not_yet(self.wrapped, last):
                 losses = self.wrapped(batches[turn], view)
-                ((losses * self.weights).sum() * share).backward()
+                self.engine.backward((losses * self.weights).sum() * share, last)
             total += losses.detach() * share
-        self.engine.zeros.keep_in_gradients()
-        self.engine.clip(self.schedule.clip)
         total = self.engine.mean(total)
-        if total.isfinite().all():
-            optimiser.step()
-            self.engine.zeros.keep()
-        optimiser.zero_grad(set_to_none=True)
+        self.engine.step(optimiser, self.schedule.clip, bool(total.isfinite().all()))
         return dict(zip(self.task.names, total.tolist(), strict=True))
 
     def held_out(self) -> dict[str, float]:
@@ -227,7 +226,7 @@ class _Loop:
             for few, weight in zip(rows, weights, strict=True):
                 tokens = self.held[few].to(self.engine.device)
                 for view in self.task.views([tokens], [few + len(self.samples)]):
-                    total += self.task(tokens, view) * weight
+                    total += self.engine.evaluated(self.task)(tokens, view) * weight
         total = self.engine.mean(total) * self.engine.ranks
         self.seconds_held_out += time.monotonic() - start
         return dict(zip(self.task.names, total.tolist(), strict=True))
@@ -284,17 +283,16 @@ class _Run:
 
     def save(self) -> None:
         """Write the state down: whole, or not at all."""
-        state = {
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {
             "step": self.step, "without_gain": self.without_gain, "before": self.before,
             "losses": self.losses, "best_step": self.best_step, "best": self.best,
-            "weights": self.engine.whole(), "lines": self.lines,
-            "seconds": self.seconds + time.monotonic() - self.started,
-            "optimiser": self.engine.optimiser_state(self.optimiser),
+            "lines": self.lines, "seconds": self.seconds + time.monotonic() - self.started,
+            "engine": self.engine.state(self.optimiser, self.folder, self.step),
             "rates": self.rates.state_dict(), "random": torch.get_rng_state(),
         }  # fmt: skip
         if self.engine.rank:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / SETTINGS).write_text(json.dumps(self.settings, indent=2), "utf-8")
         scratch = self.folder / f"{STATE}.partial"
         with scratch.open("wb") as stream:
@@ -302,6 +300,7 @@ class _Run:
             stream.flush()
             os.fsync(stream.fileno())
         scratch.replace(self.folder / STATE)
+        self.engine.saved(self.folder, state["engine"])
 
     def write_losses(self) -> None:
         if not self.engine.rank:
@@ -322,8 +321,7 @@ class _Run:
                 f"{file}: broken ({str(error).partition(chr(10))[0][:100]}); remove "
                 f"{str(self.folder)!r} to start anew"
             ) from None
-        self.engine.set(state["weights"])
-        self.engine.set_optimiser(self.optimiser, state["optimiser"])
+        self.engine.restore(self.optimiser, self.folder, state["engine"])
         self.rates.load_state_dict(state["rates"])
         for key in ("step", "without_gain", "before", "losses", "best_step", "best", "lines",
                     "seconds"):  # fmt: skip

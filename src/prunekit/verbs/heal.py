@@ -28,6 +28,7 @@ from prunekit.heal.saved import RECORD, Saved
 from prunekit.heal.student import Student, Task
 from prunekit.heal.teacher import FromDisk, InMemory, Teacher
 from prunekit.heal.trainer import LOSSES, History, Report, Schedule, settings_of, train
+from prunekit.heal.zero import STAGES, Zero
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family, text_config
 from prunekit.model.lineage import Ancestor, ancestors, replaced
@@ -118,8 +119,8 @@ def heal(
     healer = _healer(how, options, merge)
     wanted = parse_losses(dict(losses) if losses else _usual(how, bool(teacher or before)))
     dense = _teacher(checkpoint, teacher, before) if set(wanted) != {"language"} else None
-    engine = Engine(device=device, shard=shard, processes=processes, track=track,
-                    folder=_work(out))  # fmt: skip
+    kind = Zero if shard in STAGES else Engine
+    engine = kind(device=device, shard=shard, processes=processes, track=track, folder=_work(out))
     packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
     numbers, held = _split(len(packed.tokens), seed)
     steps = _steps(packed, len(numbers) - held, parse_count(tokens), batch, repeat)
@@ -148,7 +149,7 @@ def heal(
                         checkpointing)  # fmt: skip
     if track:
         engine.accelerator.init_trackers("prunekit", config={"how": how, **wanted})
-    history = train(
+    history, best = train(
         engine, ready.task, ready.layers, packed.tokens[numbers[:-held]],
         packed.tokens[numbers[-held:]], schedule, _work(out), settings, pruned=ready.pruned,
         report=report,
@@ -156,9 +157,8 @@ def heal(
     trained = sum(weight.numel() for weight in engine.trained.values())
     if track:
         engine.accelerator.end_training()
-    # Where several processes hold a part each, all of them have to give it.
-    best = {ready.task.in_model(name): weight for name, weight in engine.whole().items()}
     if not engine.rank:
+        best = {ready.task.in_model(name): weight for name, weight in best.items()}
         made = {**settings, "trained": trained, "history": asdict(history)}
         with whole_folder(out) as folder:
             shutil.copyfile(_work(out) / LOSSES, folder / LOSSES)
