@@ -18,7 +18,7 @@ import torch
 from machine import environment, table
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from prunekit.heal.block import Blocks, Cache
+from prunekit.healing.block import Blocks, Cache
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.lineage import ancestors, replaced
 from prunekit.model.load import load

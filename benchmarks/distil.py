@@ -16,8 +16,8 @@ import torch
 from machine import environment, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunekit.heal.student import Student, View
-from prunekit.heal.teacher import InMemory
+from prunekit.healing.student import Student, View
+from prunekit.healing.teacher import InMemory
 from prunekit.model.family import Family
 from prunekit.model.load import Loaded
 

@@ -57,5 +57,5 @@ def test_what_can_not_be_shared_says_so(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "2 processes can share `score` and `evaluate`" in done.stderr
+    assert "2 processes can share `score`, `evaluate`, `heal`" in done.stderr
     assert not (tmp_path / "out").exists()

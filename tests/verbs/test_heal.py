@@ -155,7 +155,7 @@ def test_a_signal_lets_the_step_end_and_saves(healed: Heal, tmp_path: Path) -> N
 
 
 def test_rates_fall_with_the_width() -> None:
-    from prunekit.heal.healers.lora import Lora
+    from prunekit.healing.healers.lora import Lora
 
     assert Lora().usual_rate(128) == Lora().usual_rate(64) == 3e-3
     assert Lora().usual_rate(4096) == pytest.approx(3e-3 / 32)

@@ -1,6 +1,7 @@
 """The command line: one command per verb. Numbers go to stdout, progress and remarks to stderr."""
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -708,14 +709,14 @@ def list_(
     """What there is to choose from, with a line on each."""
     from prunekit.plugins import names, nearest
 
-    rooms = {"criteria": "criteria", "choosers": "plan.choosers", "healers": "heal.healers",
+    rooms = {"criteria": "criteria", "choosers": "plan.choosers", "healers": "healing.healers",
              "measures": "measures"}  # fmt: skip
     if what == "recipes":
         from prunekit.recipe.recipe import shipped
 
         found = shipped()
     elif what == "losses":
-        from prunekit.heal.losses import LOCAL, WHOLE
+        from prunekit.healing.losses import LOCAL, WHOLE
 
         found = WHOLE | LOCAL
     elif what == "edits":
@@ -738,6 +739,8 @@ def main() -> None:
     """Run the command line: one line and exit code 2 for what the user can mend."""
     # Read when transformers is imported: its warnings would drown the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # transformers imports DeepSpeed where it is installed, and that remarks on stdout.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     if ranks() > 1 and sys.argv[1:2] not in ([verb] for verb in SHARED):
         verbs = ", ".join(f"`{verb}`" for verb in SHARED)
         _fail(f"{ranks()} processes can share {verbs}; run anything else in one")

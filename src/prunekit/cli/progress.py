@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from prunekit.model.ranks import rank
 
 if TYPE_CHECKING:
-    from prunekit.heal.trainer import Report
+    from prunekit.healing.trainer import Report
     from prunekit.model.walk import Observer
 
 

@@ -132,7 +132,7 @@ def _with_healer(wanted: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[st
     how = str(wanted.get("how", "auto"))
     if how == "auto":
         return dict(wanted)
-    healer = plugins.options(plugins.find("heal.healers", how))
+    healer = plugins.options(plugins.find("healing.healers", how))
     own = {key: value for key, value in wanted.items() if key in healer and key not in hints}
     rest = {key: value for key, value in wanted.items() if key not in own}
     return {**rest, "options": {**(wanted.get("options") or {}), **own}} if own else rest

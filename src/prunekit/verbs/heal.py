@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from prunekit import plugins
 from prunekit.errors import InputError
-from prunekit.heal.adapters import (
+from prunekit.healing.adapters import (
     ADAPTER,
     check_adapter,
     merged_weights,
     save_adapter,
 )
-from prunekit.heal.block import Blocks, Cache
-from prunekit.heal.engine import Engine
-from prunekit.heal.healers._healer import Healer, Patient
-from prunekit.heal.healers.block import Block
-from prunekit.heal.healers.lora import Lora
-from prunekit.heal.losses import LOCAL, parse_losses
-from prunekit.heal.saved import RECORD, Saved
-from prunekit.heal.student import Student, Task
-from prunekit.heal.teacher import FromDisk, InMemory, Teacher
-from prunekit.heal.trainer import LOSSES, History, Report, Schedule, settings_of, train
-from prunekit.heal.zero import STAGES, Zero
+from prunekit.healing.block import Blocks, Cache
+from prunekit.healing.engine import Engine
+from prunekit.healing.healers._healer import Healer, Patient
+from prunekit.healing.healers.block import Block
+from prunekit.healing.healers.lora import Lora
+from prunekit.healing.losses import LOCAL, parse_losses
+from prunekit.healing.saved import RECORD, Saved
+from prunekit.healing.student import Student, Task
+from prunekit.healing.teacher import FromDisk, InMemory, Teacher
+from prunekit.healing.trainer import LOSSES, History, Report, Schedule, settings_of, train
+from prunekit.healing.zero import STAGES, Zero
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.family import Family, text_config
 from prunekit.model.lineage import Ancestor, ancestors, replaced
@@ -98,7 +98,7 @@ def heal(
     are), and write it to `out`.
 
     `how` is auto, or a healer: auto is `seam` where layers were removed, else `lora`. `losses` are
-    weights by name, see `prunekit.heal.losses`; by default the dense teacher's logits (`mse` for
+    weights by name, see `prunekit.healing.losses`; by default the dense teacher's logits (`mse` for
     the healer `block`, `language` where there is no teacher). `teacher` is the model that `model`
     was made from unless given: a model, or a folder that `prunekit teach` wrote. `batch` samples of
     `length` tokens make a step, `micro` of them at once in a process. Training sees no token twice
@@ -201,7 +201,7 @@ def _merge(
 
 
 def _healer(how: str, options: Mapping[str, Any] | None, merge: bool) -> Healer:
-    healer = plugins.make("heal.healers", how, dict(options or {}))
+    healer = plugins.make("healing.healers", how, dict(options or {}))
     if not isinstance(healer, Healer):
         raise InputError(f"{how}: a healer's class must derive from Healer")
     if not merge and not isinstance(healer, Lora):

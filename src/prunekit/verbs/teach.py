@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Unpack
 
-from prunekit.heal.saved import RECORD, Writer
+from prunekit.healing.saved import RECORD, Writer
 from prunekit.model.checkpoint import Checkpoint
 from prunekit.model.load import How, load
 from prunekit.surgery.write import refuse_existing, whole_folder

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.heal.losses import TopK
-from prunekit.heal.student import View
+from prunekit.healing.losses import TopK
+from prunekit.healing.student import View
 from prunekit.model.walk import Observer
 
 SAVED = "logits.safetensors"

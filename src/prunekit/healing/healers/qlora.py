@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from prunekit.heal.healers._healer import Patient
-from prunekit.heal.healers.lora import Lora
+from prunekit.healing.healers._healer import Patient
+from prunekit.healing.healers.lora import Lora
 
 
 @dataclass

@@ -4,7 +4,6 @@ Rajbhandari et al., arXiv 1910.02054. DeepSpeed clips, steps and saves; what is 
 what, is decided elsewhere. Started by torchrun, as the others are.
 """
 
-import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.heal.engine import Engine
-from prunekit.heal.student import Task
+from prunekit.healing.engine import Engine
+from prunekit.healing.student import Task
 
 STAGES = {"zero2": 2, "zero3": 3}
 TAG = "zero"  # folders with DeepSpeed's own states, one for each time that one was saved
@@ -41,7 +40,6 @@ class Zero(Engine):
         self, wrapped: Any, optimiser: torch.optim.Optimizer, *, micro: int, batches: int,
         clip: float,
     ) -> Any:  # fmt: skip
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from prunekit.errors import InputError
-from prunekit.heal.student import Task
-from prunekit.heal.zeros import Zeros
+from prunekit.healing.student import Task
+from prunekit.healing.zeros import Zeros
 from prunekit.model.ranks import ranks
 
 SHARDS = ("none", "fsdp", "zero2", "zero3")

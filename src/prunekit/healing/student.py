@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prunekit.heal import losses
-from prunekit.heal.head import Head
-from prunekit.heal.losses import TopK
+from prunekit.healing import losses
+from prunekit.healing.head import Head
+from prunekit.healing.losses import TopK
 
 Logits = Callable[[slice], Tensor | TopK]
 

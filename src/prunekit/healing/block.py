@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.heal import losses
-from prunekit.heal.student import Task
+from prunekit.healing import losses
+from prunekit.healing.student import Task
 from prunekit.model.lineage import Replaced
 from prunekit.model.load import Loaded
 from prunekit.model.walk import Call

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.heal.engine import Engine
-from prunekit.heal.student import Task
+from prunekit.healing.engine import Engine
+from prunekit.healing.student import Task
 
 STATE = "state.pt"
 SETTINGS = "settings.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.heal.healers._healer import Healer, Patient
+from prunekit.healing.healers._healer import Healer, Patient
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prunekit.errors import InputError
-from prunekit.heal.adapters import quiet_peft
-from prunekit.heal.healers._healer import Healer, Patient
+from prunekit.healing.adapters import quiet_peft
+from prunekit.healing.healers._healer import Healer, Patient
 from prunekit.model.family import ROUTER
 
 # Where experts are fused, peft takes any module of these names for one of them.

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prunekit.heal.head import Head
-from prunekit.heal.student import Logits, View, entering
+from prunekit.healing.head import Head
+from prunekit.healing.student import Logits, View, entering
 from prunekit.model.load import Loaded
 from prunekit.model.units import DENSE
 from prunekit.model.walk import Observer
