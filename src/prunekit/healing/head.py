@@ -65,6 +65,15 @@ class Head:
             self.parent._modules[self.name] = decoder
 
 
+class _Output(BaseModelOutputWithPast):
+    """Has what any decoder's output has: None, but for the states."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
 class _Given(nn.Module):
     """Stands where the decoder was, and gives the states it was made with."""
 
@@ -72,5 +81,5 @@ class _Given(nn.Module):
         super().__init__()
         self.states = states
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+    def forward(self, *_: Any, **__: Any) -> _Output:
+        return _Output(last_hidden_state=self.states)
