@@ -135,7 +135,7 @@ def _do(step: Placed, run: Path, watching: Watching) -> None:
     start = time.monotonic()
     _log(run, {"step": step.folder.name, "event": "started"})
     with watching.training() as report:
-        results = do(step.step.kind, step.model, step.folder, step.arguments,
+        results = do(step.step.kind, step.model, step.folder, _within(step.arguments, step.folder),
                      watch=watching.watch, report=report)  # fmt: skip
     timed = {"seconds": time.monotonic() - start, **results.pop("timed", {})}
     _put(
@@ -143,6 +143,15 @@ def _do(step: Placed, run: Path, watching: Watching) -> None:
     )
     _put(step.folder / DONE, {"digest": step.digest, **timed})
     _log(run, {"step": step.folder.name, "event": "done", **timed})
+
+
+def _within(value: Any, folder: Path) -> Any:
+    """`{step}` in options is the step's folder."""
+    if isinstance(value, str):
+        return value.replace("{step}", str(folder))
+    if isinstance(value, dict):
+        return {key: _within(inside, folder) for key, inside in value.items()}
+    return value
 
 
 def _said(step: Placed) -> str:
