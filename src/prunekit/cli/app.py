@@ -757,7 +757,10 @@ def main() -> None:
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code and says nothing
-        print("prunekit: interrupted; nothing half-written was left behind", file=sys.stderr)
+        left = "nothing half-written was left behind"
+        if sys.argv[1:2] in (["heal"], ["run"]):
+            left = "the same command carries on where it stopped"
+        print(f"prunekit: interrupted; {left}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -192,7 +192,10 @@ def anatomy_table(anatomy: "Anatomy") -> None:
     ]
     if anatomy.made_from:
         rows.append(["made from", anatomy.made_from])
-        rows.append(["layers removed", layer_list(anatomy.dropped)])
+        if anatomy.dropped or not anatomy.healed:
+            rows.append(["layers removed", layer_list(anatomy.dropped)])
+        if anatomy.healed:
+            rows.append(["healed", anatomy.healed])
         for edit in anatomy.merged:
             rows.append([f"folded into {edit['into']}", layer_list(edit["layers"])])
         for half in ("attention", "mlp"):

@@ -51,6 +51,12 @@ class Saved:
 
     def begin(self, text: dict[str, Any], numbers: Tensor) -> None:
         """Raises InputError if they are of another text than the one trained on."""
+        if self.text["digest"] != text["digest"]:
+            then = self.record["text"].get("source")
+            raise InputError(
+                f"{str(self.folder)!r}: saved for another text: {then!r}, not {text['source']!r} as "
+                "it is now"
+            )
         for key, then in self.text.items():
             if then != text[key]:
                 raise InputError(

@@ -16,8 +16,8 @@ from prunekit.surgery.drop import check_extra
 class Anatomy:
     """A model's parts. `halves` says, for each layer, whether its attention and its MLP can be told
     apart. If prunekit made the checkpoint: from what, without which of its layers, which of them
-    were folded into which, which halves are muted (in this model's own numbering), and what
-    perplexity was measured then."""
+    were folded into which, which halves are muted (in this model's own numbering), what
+    perplexity was measured then, and in a word how it was healed."""
 
     name: str
     model_type: str
@@ -36,6 +36,7 @@ class Anatomy:
     merged: list[dict[str, Any]]
     muted: list[Unit]
     perplexity: dict[str, float]
+    healed: str = ""
 
 
 def show(model: str | Path) -> Anatomy:
@@ -77,6 +78,16 @@ def _story(checkpoint: Checkpoint) -> dict[str, Any]:
                 which: float(result["perplexity"]["perplexity"])
                 for which, result in story.get("measures", {}).items()
             },
+            "healed": _healed(story.get("healed")),
         }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{checkpoint.folder / STORY}: broken; mend or remove it") from None
+
+
+def _healed(record: dict[str, Any] | None) -> str:
+    if not record:
+        return ""
+    if "adapter" in record:
+        return f"adapter {record['adapter']} merged"
+    losses = " and ".join(record["losses"])
+    return f"{record['how']} by {losses}, {record['history']['tokens']} tokens"
