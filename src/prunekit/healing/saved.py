@@ -54,8 +54,8 @@ class Saved:
         if self.text["digest"] != text["digest"]:
             then = self.record["text"].get("source")
             raise InputError(
-                f"{str(self.folder)!r}: saved for another text: {then!r}, not {text['source']!r} as "
-                "it is now"
+                f"{str(self.folder)!r}: saved for another text: {then!r}, not for "
+                f"{text['source']!r} as it is now"
             )
         for key, then in self.text.items():
             if then != text[key]:
