@@ -320,6 +320,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(healed: Heal, pruned
         healed(how="full", rate=1e29, warmup=0.0)
 
 
+def test_trackers(healed: Heal, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="track 'banana': Unsupported logging"):
+        healed(track="banana")
+    pytest.importorskip("tensorboard")
+    healed(track="tensorboard")
+    assert list((tmp_path / "out.logs").rglob("events.*"))
+
+
 def test_patience_ends_it(healed: Heal) -> None:
     history = healed(how="full", rate=0.5, patience=1, evaluations=8).history
     assert history.steps < 8

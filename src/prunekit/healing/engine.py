@@ -6,6 +6,7 @@ torchrun or `accelerate launch`.
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ class Engine:
 
     def __init__(
         self, *, device: str, shard: str = "none", processes: int | None = None,
-        track: str | None = None, folder: Path | None = None,
+        track: str | None = None, logs: Path | None = None,
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
@@ -37,7 +38,9 @@ class Engine:
         if cpu:
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         try:
-            self.accelerator = Accelerator(cpu=cpu, log_with=track, project_dir=folder)
+            with warnings.catch_warnings():  # what it warns of is said below
+                warnings.simplefilter("ignore", UserWarning)
+                self.accelerator = Accelerator(cpu=cpu, log_with=track, project_dir=logs)
         except ValueError as error:
             raise InputError(f"track {track!r}: {error}") from None
         if track and not self.accelerator.log_with:

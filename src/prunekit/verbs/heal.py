@@ -105,7 +105,8 @@ def heal(
     unless told to `repeat` the text; a part of the text is held out to tell the best step, whose
     weights are kept. Zeros of the model stay zeros. Started again after it was killed, the same
     call carries on. Without `merge`, an adapter is written by itself. `checkpointing` computes
-    states anew on the way back instead of keeping them.
+    states anew on the way back instead of keeping them. `track` is a tracker that accelerate knows;
+    its files, if it writes any, are in `out`.logs.
 
     Raises InputError for anything a user can mend.
     """
@@ -120,7 +121,7 @@ def heal(
     wanted = parse_losses(dict(losses) if losses else _usual(how, bool(teacher or before)))
     dense = _teacher(checkpoint, teacher, before) if set(wanted) != {"language"} else None
     kind = Zero if shard in STAGES else Engine
-    engine = kind(device=device, shard=shard, processes=processes, track=track, folder=_work(out))
+    engine = kind(device=device, shard=shard, processes=processes, track=track, logs=_logs(out))
     packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
     numbers, held = _split(len(packed.tokens), seed)
     steps = _steps(packed, len(numbers) - held, parse_count(tokens), batch, repeat)
@@ -467,6 +468,11 @@ def _story(checkpoint: Checkpoint, healed: dict[str, Any], text: Text | None) ->
         "training_text": text.describe() if text else None,
         "before": checkpoint.story or None,
     }
+
+
+def _logs(out: Path) -> Path:
+    """Where trackers that write files write them: not in what is removed when all is done."""
+    return out.absolute().parent / f"{out.name}.logs"
 
 
 def _work(out: Path) -> Path:
