@@ -27,6 +27,11 @@ class Zero(Engine):
     def prepare(
         self, task: Task, layers: Iterable[nn.Module], pruned: Iterable[nn.Parameter]
     ) -> Any:
+        if self.shard == "zero3" and any(hasattr(module, "held") for module in task.modules()):
+            raise InputError(
+                "--shard zero3 can't train adapters beside matrices with zeros, which are run "
+                "masked; take zero2 or fsdp"
+            )
         super().prepare(task, layers, pruned)
         for parameter, zero in self.zeros.masks.items():
             # Gradients are shared as they come: the mask is put on before. Where they are zero from
