@@ -511,7 +511,7 @@ def heal(
         typer.Option("-O", "--option", metavar="NAME=VALUE", help="An option of the healer."),
     ] = None,
     losses: Annotated[
-        str, typer.Option(metavar="NAME=WEIGHT,...", help="See `prunekit list losses`.")
+        str, typer.Option(metavar="NAME[=WEIGHT],...", help="See `prunekit list losses`.")
     ] = "",
     temperature: Annotated[float, typer.Option(help="Of the loss `logits`.")] = 1.0,
     teacher: Annotated[
@@ -574,6 +574,8 @@ def heal(
     if adapter:
         from prunekit.verbs.heal import attach
 
+        if how != "auto":
+            raise InputError("--adapter trains nothing; leave --how away")
         attach(model, adapter, out)
         _remark(f"wrote {out}: {model} with {adapter} merged")
         return
@@ -648,7 +650,8 @@ def run(
     if dry_run:
         for row in place(read, folder):
             for step in row:
-                print(f"{'done' if step.done else 'to do':6} {step.folder.name}")
+                options = ", ".join(f"{key} {value}" for key, value in step.step.options.items())
+                print(f"{'done' if step.done else 'to do':6} {step.folder.name}  {options}")
         return
     records = carry_out(read, folder, Watching(_remark, bar, training))
     if json:
@@ -890,6 +893,8 @@ def _losses(text: str) -> dict[str, float] | None:
     found = {}
     for entry in _words(text):
         name, _, weight = entry.partition("=")
+        if name in found:
+            raise InputError(f"--losses {text!r}: {name} is given twice")
         try:
             found[name] = float(weight or 1)
         except ValueError:

@@ -98,8 +98,7 @@ class Cache:
     """
 
     def __init__(self, way: str, samples: int, budget: int = 0, folder: Path | None = None) -> None:
-        if way not in CACHES:
-            raise InputError(f"no cache {way!r}; there are: {', '.join(CACHES)}")
+        check_cache(way)
         self.way, self.samples, self.budget, self.folder = way, samples, budget, folder
         self.known = torch.zeros(samples, dtype=torch.bool)
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
@@ -153,3 +152,9 @@ class Cache:
             os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)  # full now, or never
             # The mapping keeps the bytes when the file's name is gone.
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+
+
+def check_cache(way: str) -> None:
+    """Raises InputError if there is no such way to keep states."""
+    if way not in CACHES:
+        raise InputError(f"no cache {way!r}; there are: {', '.join(CACHES)}")

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from prunekit.errors import InputError
 from prunekit.healing.student import Task
 from prunekit.healing.zeros import Zeros
+from prunekit.model.load import parse_device
 from prunekit.model.ranks import ranks
 
 SHARDS = ("none", "fsdp", "zero2", "zero3")
@@ -34,7 +35,7 @@ class Engine:
 
         if shard not in SHARDS:
             raise InputError(f"no way to shard called {shard!r}; there are: {', '.join(SHARDS)}")
-        cpu = torch.device(device).type == "cpu"
+        cpu = parse_device(device).type == "cpu"
         if cpu:
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         try:

@@ -87,7 +87,7 @@ class Writer(Observer):
         self, folder: Path, samples: int, length: int, top: int, vocabulary: int, size: int
     ) -> None:
         if not 1 <= top <= vocabulary:
-            raise InputError(f"top {top}: the vocabulary has {vocabulary} tokens")
+            raise InputError(f"top {top}: give 1 to {vocabulary}, the tokens of the vocabulary")
         shape = (samples, length - 1, top)
         self.size = size
         self.values, self.tokens = _file(folder / SAVED, shape)

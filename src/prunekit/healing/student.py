@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from prunekit.errors import InputError
 from prunekit.healing import losses
 from prunekit.healing.head import Head
 from prunekit.healing.losses import TopK
@@ -74,6 +75,8 @@ class Student(Task):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"temperature {temperature}: a number above 0")
         self.model = model
         # A PeftModel's own forward adds nothing that is wanted here.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -61,8 +61,10 @@ class Schedule:
         for name, value in {"rate": self.rate, "clip": self.clip}.items():
             if not 0 < value < MOST:
                 raise InputError(f"{name} {value}: a number above 0")
-        if not 0 <= self.weight_decay < MOST:
-            raise InputError(f"weight_decay {self.weight_decay}: a number from 0 on")
+        for name, value in {"weight_decay": self.weight_decay,
+                            "save_every": self.save_every}.items():  # fmt: skip
+            if not 0 <= value < MOST:
+                raise InputError(f"{name} {value}: a number from 0 on")
         for name, count in least.items():
             if count is not None and count < 1:
                 raise InputError(f"{name} {count}: at least 1")

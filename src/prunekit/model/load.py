@@ -202,7 +202,7 @@ def load(
     for what, given, possible in (("dtype", dtype, DTYPES), ("walk", walk, WAYS)):
         if given not in possible:
             raise InputError(f"no {what} {given!r}; there are: {', '.join(possible)}")
-    place = _device(device)
+    place = parse_device(device)
     budget = parse_size(memory)
     if scratch is not None and not Path(scratch).is_dir():
         raise InputError(f"no folder {scratch!r} for states that don't fit into memory")
@@ -289,6 +289,7 @@ def _quantisation(
     missing = [name for name in ("bitsandbytes", "accelerate") if not find_spec(name)]
     if missing:
         raise InputError(f"--quantize needs {' and '.join(missing)}; pip install 'prunekit[quant]'")
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # what it could do without
     if kind == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
         # Said once a layer and forward, about what we ask for here.
@@ -314,7 +315,7 @@ def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
     return getattr(torch, said) if isinstance(said, str) else said
 
 
-def _device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     try:
         # Of several processes each takes its own GPU.
         device = torch.device(f"cuda:{local_rank()}" if name == "cuda" and ranks() > 1 else name)

@@ -18,7 +18,7 @@ from prunekit.healing.adapters import (
     merged_weights,
     save_adapter,
 )
-from prunekit.healing.block import Blocks, Cache
+from prunekit.healing.block import Blocks, Cache, check_cache
 from prunekit.healing.engine import Engine
 from prunekit.healing.healers._healer import Healer, Patient
 from prunekit.healing.healers.block import Block
@@ -118,10 +118,12 @@ def heal(
     if how == "auto":
         how = "seam" if before and before[-1].seams else "lora"
     healer = _healer(how, options, merge)
+    check_cache(cache)
     wanted = parse_losses(dict(losses) if losses else _usual(how, bool(teacher or before)))
     dense = _teacher(checkpoint, teacher, before) if set(wanted) != {"language"} else None
-    kind = Zero if shard in STAGES else Engine
-    engine = kind(device=device, shard=shard, processes=processes, track=track, logs=_logs(out))
+    engine = (Zero if shard in STAGES else Engine)(
+        device=device, shard=shard, processes=processes, track=track, logs=_logs(out)
+    )
     packed = load_text(text, checkpoint.tokenizer, length=sample_length(checkpoint, length, LENGTH))
     numbers, held = _split(len(packed.tokens), seed)
     steps = _steps(packed, len(numbers) - held, parse_count(tokens), batch, repeat)
@@ -272,9 +274,11 @@ def _split(samples: int, seed: int) -> tuple[Tensor, int]:
 
 def _steps(packed: Text, samples: int, tokens: int | None, batch: int, repeat: bool) -> int:
     """How many steps the budget of tokens makes. Raises InputError if the text has not so many."""
+    if batch < 1:
+        raise InputError(f"batch {batch}: 1 or more samples a step")
     step = batch * packed.length
-    has = samples // batch * step if batch > 0 else 0
-    if batch < 1 or not has:
+    has = samples // batch * step
+    if not has:
         raise InputError(
             f"{packed.source!r} has {samples} samples of {packed.length} tokens to train on, and a "
             f"step takes {batch}; give more text, or a smaller --batch or --length"
@@ -316,7 +320,7 @@ def _micro(micro: int | None, batch: int, ranks: int, length: int) -> int:
         raise InputError(f"batch {batch}: {ranks} processes can't share it evenly")
     each = batch // ranks
     if micro is not None and not 1 <= micro <= each:
-        raise InputError(f"micro {micro}: a process has {each} samples a step")
+        raise InputError(f"micro {micro}: a process has {each} samples a step; give 1 to {each}")
     micro = micro or max(1, min(each, AT_ONCE // length))
     # Gradients are means: all batches of a step must have as many samples.
     return next(size for size in range(micro, 0, -1) if each % size == 0)
@@ -361,8 +365,10 @@ def _global(
     matches: dict[int, int] = {}
     teacher: Teacher | None = None
     if isinstance(dense, Saved):
-        if "states" in wanted or temperature != 1:
-            raise InputError("saved logits hold no states, and are of temperature 1")
+        if "states" in wanted:
+            raise InputError("saved logits hold no states; give a model as --teacher")
+        if temperature != 1:
+            raise InputError("saved logits are of temperature 1; give a model as --teacher")
         teacher = dense
     elif dense is not None:
         if "states" in wanted:

@@ -33,6 +33,13 @@ class Lora(Healer):
 
     rate = 3e-3
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"healer 'lora', rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}: "
+                "rank and alpha are 1 or more, dropout is from 0 to below 1"
+            )
+
     def adapt(self, patient: Patient) -> nn.Module:
         with quiet_peft():
             from peft import LoraConfig, get_peft_model
