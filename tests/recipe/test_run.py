@@ -126,6 +126,12 @@ def test_a_killed_run_is_carried_on_to_the_same_results(recipe: Path, tmp_path: 
     assert bare(records) == bare(whole)
 
 
+def test_a_model_that_is_not_there_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model 'gone"):
+        run(recipe, tmp_path / "run", model="gone/")
+    assert not (tmp_path / "run").exists()
+
+
 def test_places_are_told_without_running(recipe: Path, tmp_path: Path) -> None:
     rows = place(read_recipe(recipe), tmp_path / "run")
     assert [step.done for row in rows for step in row] == [False] * 6

@@ -104,9 +104,9 @@ def carry_out(recipe: Recipe, run: Path, watching: Watching) -> list[dict[str, A
 
     Raises InputError for anything a user can mend.
     """
+    placed = place(recipe, run)  # before there is a folder: what can't be found is said first
     run.mkdir(parents=True, exist_ok=True)
     with _alone(run):
-        placed = place(recipe, run)
         _put(run / "recipe.json", recipe.record)
         _put(run / "environment.json", _environment())
         records = []
@@ -137,6 +137,8 @@ def _do(step: Placed, run: Path, watching: Watching) -> None:
     with watching.training() as report:
         results = do(step.step.kind, step.model, step.folder, _within(step.arguments, step.folder),
                      watch=watching.watch, report=report)  # fmt: skip
+    if results.get("history", {}).get("best_step") == 0:
+        watching.say(f"{step.folder.name}: nothing was gained; the weights are as they were")
     timed = {"seconds": time.monotonic() - start, **results.pop("timed", {})}
     _put(
         step.folder / RESULTS, {"kind": step.step.kind, "options": dict(step.arguments), **results}

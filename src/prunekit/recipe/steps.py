@@ -64,11 +64,27 @@ def check(kind: str, options: Mapping[str, Any], shared: Mapping[str, Any]) -> d
             found[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise InputError(f"{key}={value!r}: {error.errors()[0]['msg']}") from None
+    _check_names(found)
     for name, parameter in inspect.signature(verb).parameters.items():
         needed = parameter.default is inspect.Parameter.empty
         if needed and name in hints and name not in found:
             raise InputError(f"needs the option {name!r}")
     return found
+
+
+def _check_names(arguments: Mapping[str, Any]) -> None:
+    """Raises InputError for plug-ins that there are not, and numbers of tokens that are none."""
+    for option, room in (("criterion", "criteria"), ("chooser", "plan.choosers")):
+        if option in arguments:
+            plugins.find(room, arguments[option])
+    possible = list(plugins.names("measures"))
+    for name in arguments.get("measure", ()):
+        if name not in possible:
+            raise InputError(f"no measure called {name!r}{plugins.nearest(name, possible)}")
+    if "tokens" in arguments:
+        from prunekit.verbs.heal import parse_count
+
+        parse_count(arguments["tokens"])
 
 
 def do(
