@@ -39,7 +39,8 @@ class Said:
 
     @property
     def really_run(self) -> int:
-        return sum("done before" not in line for line in self.lines)
+        told = ("done before", "nothing was gained")
+        return sum(not any(words in line for words in told) for line in self.lines)
 
 
 @pytest.fixture
