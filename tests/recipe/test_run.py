@@ -101,7 +101,7 @@ def test_two_processes_do_not_run_into_one_folder(recipe: Path, tmp_path: Path) 
 
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        fcntl.flock(stream, fcntl.LOCK_SH)
         with pytest.raises(InputError, match="another process is running into"):
             run(recipe, tmp_path / "run")
 

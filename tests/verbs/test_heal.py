@@ -161,7 +161,7 @@ def test_rates_fall_with_the_width() -> None:
     assert Lora().usual_rate(4096) == pytest.approx(3e-3 / 32)
 
 
-def test_resuming_with_other_settings_names_them(healed: Heal) -> None:
+def test_resuming_with_other_settings_names_them(healed: Heal, tmp_path: Path) -> None:
     def die(step: int, *_: object) -> None:
         if step == 2:
             raise MemoryError
@@ -170,6 +170,11 @@ def test_resuming_with_other_settings_names_them(healed: Heal) -> None:
         healed(how="full", save_every=0, report=die)
     with pytest.raises(InputError, match=r"rate was 0\.003, is 0\.02"):
         healed(how="full", rate=0.02)
+    settings = next(tmp_path.glob(".out.healing/settings.json"))
+    then = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**then, "shard": "fsdp", "processes": 2}))
+    with pytest.raises(InputError, match=r"shard was 'fsdp', is 'none'; processes was 2, is 1"):
+        healed(how="full")
 
 
 def sparse(pruned: Path, folder: Path) -> Path:

@@ -650,8 +650,7 @@ def run(
     if dry_run:
         for row in place(read, folder):
             for step in row:
-                options = ", ".join(f"{key} {value}" for key, value in step.step.options.items())
-                print(f"{'done' if step.done else 'to do':6} {step.folder.name}  {options}")
+                print(f"{'done' if step.done else 'to do':6} {step.said}")
         return
     records = carry_out(read, folder, Watching(_remark, bar, training))
     if json:

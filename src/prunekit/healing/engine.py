@@ -118,11 +118,10 @@ class Engine:
     def step(self, optimiser: torch.optim.Optimizer, clip: float, finite: bool) -> None:
         """Move the weights if all losses are finite: gradients scaled down to a norm of `clip`, and
         no zero moved."""
-        self.zeros.keep_in_gradients()
+        self.zeros.mask_gradients()
         nn.utils.clip_grad_norm_(list(self.trained.values()), clip)
         if finite:
             optimiser.step()
-            self.zeros.keep()
         optimiser.zero_grad(set_to_none=True)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """What was removed stays removed: weights that are zero when training starts stay zero.
 
 The zeros of a checkpoint's decoder layers are its mask: those of their matrices, and the biases of
-muted halves; those of a new adapter are none of it. Gradients are masked before they are clipped,
-weights after each step, so neither an optimiser's momentum nor its weight decay brings one back.
+muted halves; those of a new adapter are none of it. Gradients are masked before they are clipped:
+AdamW's moments of a zero then stay zero, and so do its steps and its weight decay.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -20,22 +20,13 @@ class Zeros:
             if zero.any():
                 self.masks[parameter] = zero
 
-    def keep_in_gradients(self) -> None:
+    def mask_gradients(self) -> None:
         for parameter, zero in self.masks.items():
             if parameter.grad is not None:
                 _local(parameter.grad).masked_fill_(zero, 0)
-
-    def keep(self) -> None:
-        for parameter, zero in self.masks.items():
-            _local(parameter).masked_fill_(zero, 0)
 
 
 def _local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, where several hold it."""
     tensor = tensor.detach()
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def zeros_in(tensors: Mapping[str, Tensor]) -> int:
-    """How many weights are zero."""
-    return sum(int((tensor == 0).sum()) for tensor in tensors.values())

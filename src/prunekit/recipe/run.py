@@ -38,6 +38,12 @@ class Placed:
     model: str  # what it starts from
 
     @property
+    def said(self) -> str:
+        """What it does, in a line."""
+        options = ", ".join(f"{key} {value}" for key, value in self.step.options.items())
+        return f"{self.folder.name}: {options or 'as usual'}"
+
+    @property
     def done(self) -> bool:
         """Whether it was done. Raises InputError if what stands there is not what was."""
         file = self.folder / DONE
@@ -123,7 +129,7 @@ def carry_out(recipe: Recipe, run: Path, watching: Watching) -> list[dict[str, A
 
 
 def _do(step: Placed, run: Path, watching: Watching) -> None:
-    watching.say(f"{step.folder.name}: {_said(step)}")
+    watching.say(step.said)
     step.folder.mkdir(exist_ok=True)
     for entry in step.folder.iterdir():
         if entry.name == f".{CHECKPOINT}.healing":  # a training that goes on
@@ -154,10 +160,6 @@ def _within(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _within(inside, folder) for key, inside in value.items()}
     return value
-
-
-def _said(step: Placed) -> str:
-    return ", ".join(f"{key} {value}" for key, value in step.step.options.items()) or "as usual"
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def heal(
     settings = settings_of(
         schedule, model=checkpoint.digest, how=how, losses=wanted, temperature=temperature,
         options={key: getattr(healer, key) for key in plugins.options(type(healer))},
-        text=packed.describe(), held=held, dtype=dtype,
+        text=packed.describe(), held=held, dtype=dtype, shard=shard, processes=engine.ranks,
         teacher=dense.digest if isinstance(dense, Checkpoint) else teacher and str(teacher),
     )  # fmt: skip
     torch.manual_seed(seed)  # for what a healer draws: every process the same, and every run
